@@ -14,7 +14,7 @@ Objective = Literal["maxflow", "throughput", "goodput"]
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What simulating a candidate gave; ``value`` in the unit of the objective, higher is better."""
+    """What simulating a candidate gave; ``value`` in the objective's unit, higher is better."""
 
     value: float
     detail: str = ""
