@@ -1,0 +1,123 @@
+"""``penstock plan``: where each layer goes, and why."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from penstock.cli.common import (
+    Format,
+    check_writable,
+    note,
+    positive,
+    print_json,
+    progress_line,
+)
+
+if TYPE_CHECKING:
+    from penstock.plan.plan import Plan
+
+
+def plan(
+    cluster: str = typer.Argument(help="Cluster: YAML file, Helix ini or preset (single24)."),
+    model: str = typer.Argument(help="Model: config.json, its folder, YAML or preset."),
+    workload: str | None = typer.Option(
+        None, "--workload", "-w", help="Traffic: YAML, trace file or preset (azure-conv-offline)."
+    ),
+    planner: str = typer.Option(
+        "penstock",
+        "--planner",
+        "-p",
+        help="penstock, helix-milp, swarm, petals, homogeneous, separate or separate+.",
+    ),
+    objective: str = typer.Option(
+        "throughput", "--objective", help="maxflow, throughput or goodput."
+    ),
+    profiles: Path | None = typer.Option(
+        None, "--profiles", help="Folder of measured per-layer tables; default: fitted roofline."
+    ),
+    prune: int | None = typer.Option(
+        None, "--prune", help="Keep only the N fastest links of each node (Helix: 12)."
+    ),
+    partial_inference: bool = typer.Option(
+        True,
+        "--partial-inference/--no-partial-inference",
+        help="Let a request enter a node in the middle of its layers.",
+    ),
+    rate: float | None = typer.Option(
+        None, "--rate", "--request-rate", help="Requests per second; replaces the workload's."
+    ),
+    time_limit: float | None = typer.Option(
+        None, "--time-limit", help="Stop the search after this many seconds and keep the best."
+    ),
+    processes: int | None = typer.Option(
+        None, "--processes", help="Processes to search with; default: all cores, at most 8."
+    ),
+    seed: int = typer.Option(0, "--seed", help="Same inputs and seed, same plan."),
+    output: Path | None = typer.Option(None, "--output", "-o", help="Write the plan here (YAML)."),
+    output_format: Format = typer.Option(Format.table, "--format", help="How to print."),
+) -> None:
+    """Place the layers of a model on a cluster, and say how good the plan is.
+
+    Example: penstock plan single24 llama2-70b --planner penstock -o plan.yaml
+    """
+    from penstock import api
+    from penstock.plan.document import plan_summary, write_plan
+
+    check_writable(output)
+    positive(time_limit, "--time-limit")
+    positive(rate, "--rate")
+    started = time.perf_counter()
+    with progress_line() as progress:
+        result = api.plan(
+            cluster,
+            model,
+            workload,
+            planner=planner,
+            objective=objective,
+            profiles=profiles,
+            prune=prune,
+            partial_inference=partial_inference,
+            rate=rate,
+            time_limit_s=time_limit,
+            processes=processes,
+            seed=seed,
+            progress=progress,
+        )
+    seconds = time.perf_counter() - started
+    if output is not None:
+        write_plan(result, output)
+    if output_format is Format.json:
+        print_json({**plan_summary(result), "seconds": round(seconds, 3)})
+        return
+    _print(result, seconds)
+    if output is not None:
+        note(f"wrote {output}; next: penstock simulate {output} azure-conv-offline")
+
+
+def _print(result: Plan, seconds: float) -> None:
+    from rich.console import Console
+
+    from penstock.report.tables import plan_table
+
+    console = Console()
+    console.print(plan_table(result))
+    unit = {
+        "maxflow": "tokens/s of max flow",
+        "throughput": "decode tokens/s (simulated)",
+        "goodput": "good requests/s (simulated)",
+    }[result.objective]
+    console.print(f"{result.planner}: {result.value:,.2f} {unit}, found in {seconds:.1f} s")
+    if result.max_flow_bound_tokens_per_s is not None:
+        console.print(
+            f"max flow {result.max_flow_tokens_per_s:,.2f} tokens/s, "
+            f"bound {result.max_flow_bound_tokens_per_s:,.2f}"
+            + (" (proved optimal)" if result.proved_optimal else "")
+        )
+    for reason in result.reasons:
+        console.print(f"- {reason}")
+    for unused in result.unused:
+        console.print(f"- {unused.node} is unused: {unused.reason}")
