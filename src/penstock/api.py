@@ -1,0 +1,217 @@
+"""The verbs as functions: ``plan``, ``simulate``, ``compare``. The command line calls these."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from penstock.errors import SpecError
+from penstock.plan.plan import AdmissionName, Plan, RouterName
+from penstock.plan.planner import Objective, PlannerOptions, ProgressCallback, silent
+
+if TYPE_CHECKING:
+    from penstock.cost.base import CostModel
+    from penstock.measure.compare import Comparison
+    from penstock.measure.run import Run
+    from penstock.plan.placement import PlacementProblem
+    from penstock.spec.cluster import Cluster
+    from penstock.spec.model import ModelSpec
+    from penstock.spec.workload import Workload
+
+DEFAULT_WORKLOAD = "azure-conv-offline"
+MAX_PROCESSES = 8
+
+
+def available_cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def load_problem(
+    cluster: Cluster | str | Path,
+    model: ModelSpec | str | Path,
+    *,
+    profiles: str | Path | None = None,
+    prune: int | None = None,
+    partial_inference: bool = True,
+) -> PlacementProblem:
+    """Return the placement problem of a cluster and a model, given as values, files or presets."""
+    from penstock.cost.load import cost_model
+    from penstock.plan.problem import placement_problem
+    from penstock.plan.prune import prune as pruned
+    from penstock.spec.load import load_cluster, load_model
+
+    fleet = load_cluster(cluster) if isinstance(cluster, (str, Path)) else cluster
+    shape = load_model(model) if isinstance(model, (str, Path)) else model
+    cost = cost_model(shape, None if profiles is None else Path(profiles))
+    problem = placement_problem(fleet, cost, partial_inference=partial_inference)
+    if prune is None:
+        return problem
+    if prune < 1:
+        raise SpecError("must be at least 1", key="--prune", value=prune, fix="give 1 or more")
+    return pruned(problem, keep=prune)
+
+
+def plan(
+    cluster: Cluster | str | Path,
+    model: ModelSpec | str | Path,
+    workload: Workload | str | Path | None = None,
+    *,
+    planner: str = "penstock",
+    objective: str = "throughput",
+    profiles: str | Path | None = None,
+    prune: int | None = None,
+    partial_inference: bool = True,
+    rate: float | None = None,
+    time_limit_s: float | None = None,
+    processes: int | None = None,
+    seed: int = 0,
+    progress: ProgressCallback = silent,
+) -> Plan:
+    """Place ``model`` on ``cluster`` with ``planner`` for ``objective``.
+
+    For ``throughput`` and ``goodput`` the plan's value is what the simulator measured under
+    ``workload`` (default: a saturating conversation workload); for ``maxflow`` it is the max flow.
+
+    Raises ``SpecError`` for what cannot be read and ``Infeasible`` when the model cannot fit.
+    """
+    from penstock.evaluate import simulated_evaluator
+    from penstock.plan.registry import planner as planner_named
+    from penstock.sim.simulate import SimulationOptions
+
+    goal = _one_of(objective, get_args(Objective), "--objective")
+    method = planner_named(planner)
+    traffic = load_traffic(workload or DEFAULT_WORKLOAD, rate=rate)
+    if goal == "goodput" and not any(_has_limit(c.slo) for c in traffic.classes):
+        raise SpecError(
+            "goodput needs limits, and no class of this workload has any",
+            source=traffic.source or traffic.name,
+            key="classes",
+            fix="add classes with slo: {ttft: ..., tpot: ...}, or use --objective throughput",
+        )
+    problem = load_problem(
+        cluster, model, profiles=profiles, prune=prune, partial_inference=partial_inference
+    )
+    workers = processes or min(MAX_PROCESSES, available_cores())
+    options = PlannerOptions(
+        objective=goal, seed=seed, time_limit_s=time_limit_s, processes=workers, progress=progress
+    )
+    if goal == "maxflow":
+        return method.plan(problem, options)
+    with simulated_evaluator(
+        traffic, problem.cost, goal, SimulationOptions(), workers
+    ) as evaluate:
+        found = method.plan(problem, replace(options, evaluate=evaluate))
+        if found.objective == goal:
+            return found
+        score = evaluate([found])[0]
+        return replace(found, objective=goal, value=score.value, bound=None)
+
+
+def simulate(
+    plan: Plan | str | Path,
+    workload: Workload | str | Path = DEFAULT_WORKLOAD,
+    *,
+    granularity: str = "nodewise",
+    router: str | None = None,
+    admission: str | None = None,
+    kv_high_water_mark: float | None = None,
+    expected_output_tokens: float | None = None,
+    rate: float | None = None,
+    duration_s: float | None = None,
+    warmup_s: float | None = None,
+    max_concurrency: int | None = None,
+    faults: str | Path | None = None,
+    profiles: str | Path | None = None,
+    seed: int | None = None,
+    progress: ProgressCallback = silent,
+) -> Run:
+    """Run ``plan`` under ``workload`` in virtual time; arguments replace the documents' values."""
+    from penstock.plan.document import read_plan
+    from penstock.sim.simulate import Granularity, SimulationOptions
+    from penstock.sim.simulate import simulate as run_simulation
+    from penstock.spec.faults import load_faults
+
+    loaded = read_plan(Path(plan)) if isinstance(plan, (str, Path)) else plan
+    traffic = load_traffic(
+        workload,
+        rate=rate,
+        duration_s=duration_s,
+        warmup_s=warmup_s,
+        max_concurrency=max_concurrency,
+    )
+    routing = loaded.routing
+    if router is not None:
+        routing = replace(routing, router=_one_of(router, get_args(RouterName), "--router"))
+    if kv_high_water_mark is not None:
+        routing = replace(routing, kv_high_water_mark=kv_high_water_mark)
+    if expected_output_tokens is not None:
+        routing = replace(routing, expected_output_tokens=expected_output_tokens)
+    loaded = replace(loaded, routing=routing)
+    if admission is not None:
+        name = _one_of(admission, get_args(AdmissionName), "--admission")
+        loaded = replace(loaded, admission=name)
+    options = SimulationOptions(
+        granularity=_one_of(granularity, get_args(Granularity), "--granularity"),
+        seed=traffic.seed if seed is None else seed,
+        faults=() if faults is None else load_faults(faults),
+        progress=progress,
+    )
+    return run_simulation(loaded, traffic, cost_of(loaded, profiles), options)
+
+
+def compare(*runs: Run) -> Comparison:
+    """Return the metrics of several runs beside each other; the first is the baseline."""
+    from penstock.measure.compare import compare_runs
+
+    return compare_runs(list(runs))
+
+
+def cost_of(plan: Plan, profiles: str | Path | None = None) -> CostModel:
+    """The cost model a plan was made with, or the tables in ``profiles`` instead."""
+    from penstock.cost.load import cost_from_dict, cost_model
+
+    if profiles is not None:
+        return cost_model(plan.model, Path(profiles))
+    return cost_from_dict(plan.cost, plan.model)
+
+
+def load_traffic(
+    workload: Workload | str | Path,
+    *,
+    rate: float | None = None,
+    duration_s: float | None = None,
+    warmup_s: float | None = None,
+    max_concurrency: int | None = None,
+) -> Workload:
+    """Return a workload, read from its file or preset, with the given values replaced."""
+    from penstock.spec.load import load_workload
+    from penstock.spec.workload import ClosedLoop
+    from penstock.spec.workloads import with_rate
+
+    traffic = load_workload(workload) if isinstance(workload, (str, Path)) else workload
+    if rate is not None:
+        traffic = with_rate(traffic, rate)
+    if max_concurrency is not None:
+        if max_concurrency < 1:
+            raise SpecError("must be at least 1", key="--max-concurrency", value=max_concurrency)
+        traffic = replace(traffic, arrivals=ClosedLoop(max_concurrency))
+    if duration_s is not None:
+        traffic = replace(traffic, duration_s=duration_s)
+    if warmup_s is not None:
+        traffic = replace(traffic, warmup_s=warmup_s)
+    return traffic
+
+
+def _has_limit(slo: object) -> bool:
+    return any(getattr(slo, name) is not None for name in ("ttft_s", "tpot_s", "itl_s", "e2e_s"))
+
+
+def _one_of(value: str, allowed: tuple[str, ...], flag: str) -> Any:
+    if value not in allowed:
+        raise SpecError("unknown value", key=flag, value=value, fix=f"use {', '.join(allowed)}")
+    return value

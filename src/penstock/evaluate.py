@@ -1,0 +1,92 @@
+"""Candidates scored by the simulator: what planners receive, so that they never import it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from penstock.cost.base import CostModel
+from penstock.measure.metrics import summarise
+from penstock.measure.run import Run
+from penstock.plan.plan import Plan
+from penstock.plan.planner import Evaluator, Objective, Score
+from penstock.sim.simulate import SimulationOptions, simulate
+from penstock.spec.workload import Workload
+
+
+@dataclass(frozen=True)
+class SimulatedScore:
+    """Scores plans by simulating ``workload``; one process per plan when a pool is given.
+
+    ``fidelity`` below 1 shortens the measured window: cheap first looks for many candidates.
+    """
+
+    workload: Workload
+    cost: CostModel
+    objective: Objective
+    options: SimulationOptions
+    pool: ProcessPoolExecutor | None = None
+
+    def __call__(self, plans: Sequence[Plan], fidelity: float = 1.0) -> list[Score]:
+        workload = replace(self.workload, duration_s=self.workload.duration_s * fidelity)
+        jobs = [(plan, workload, self.cost, self.objective, self.options) for plan in plans]
+        if self.pool is None or len(jobs) == 1:
+            return [_score(job) for job in jobs]
+        return list(self.pool.map(_score, jobs))
+
+
+def _score(job: tuple[Plan, Workload, CostModel, Objective, SimulationOptions]) -> Score:
+    plan, workload, cost, objective, options = job
+    return score_of(simulate(plan, workload, cost, options), workload, objective)
+
+
+def score_of(run: Run, workload: Workload, objective: Objective) -> Score:
+    """The objective's value in a run: decode tokens/s, or good requests/s."""
+    summary = summarise(run, classes=workload.classes)
+    if objective == "goodput":
+        attained = summary.slo_attainment
+        share = "no limits set" if attained is None else f"{100 * attained:.1f} % within limits"
+        return Score(summary.goodput_requests_per_s or 0.0, share)
+    return Score(
+        summary.decode_throughput_tokens_per_s,
+        f"{summary.rejected} rejected, {summary.preemptions} preempted",
+    )
+
+
+@contextmanager
+def worker_pool(processes: int) -> Iterator[ProcessPoolExecutor | None]:
+    """Yield a pool of fresh processes, or None when one process is enough.
+
+    Workers leave Ctrl-C to the parent, which keeps the best result so far.
+    """
+    if processes <= 1:
+        yield None
+        return
+    context: Any = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(processes, mp_context=context, initializer=_ignore_interrupt)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _ignore_interrupt() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def simulated_evaluator(
+    workload: Workload,
+    cost: CostModel,
+    objective: Objective,
+    options: SimulationOptions,
+    processes: int,
+) -> Iterator[Evaluator]:
+    """Yield the evaluator that planners call, with its processes alive."""
+    with worker_pool(processes) as pool:
+        yield SimulatedScore(workload, cost, objective, options, pool)
