@@ -52,8 +52,21 @@ class CostModel(Protocol):
         """
         ...
 
+    def planning_timer(self, node: Node) -> LayerTimer:
+        """Return ``layer_timer`` without the exceptions a source applies only at run time."""
+        ...
+
+    @property
+    def layer_weight_bytes(self) -> int:
+        """Bytes a node loads and holds per layer."""
+        ...
+
     def max_layers(self, node: Node) -> int:
         """Most layers a plan should give ``node`` (weights take about half of its memory)."""
+        ...
+
+    def hard_max_layers(self, node: Node) -> int:
+        """Most layers the memory of ``node`` holds beside the KV cache of one long sequence."""
         ...
 
     def kv_capacity_layer_tokens(self, node: Node, layers: int) -> int:
