@@ -60,19 +60,30 @@ class Cluster:
         return self.region_links.get((self.region_of(src), self.region_of(dst)))
 
     def links(self) -> Iterator[tuple[str, str, Link]]:
-        """Every directed link: named pairs first, in their order, then the rest by index."""
+        """Every directed link: named pairs first, in their order, then those of the regions.
+
+        The order of the latter is that of the published clusters: coordinator to every node,
+        every node to the coordinator, then for each pair i < j the links i -> j and j -> i.
+        """
         for (src, dst), link in self.pair_links.items():
             if link is not None:
                 yield src, dst, link
         if not self.region_links:
             return
-        names = [COORDINATOR, *(node.name for node in self.nodes)]
-        for src in names:
-            for dst in names:
-                if src != dst and (src, dst) not in self.pair_links:
-                    between = self.region_links.get((self.region_of(src), self.region_of(dst)))
-                    if between is not None:
-                        yield src, dst, between
+        for src, dst in self._ordered_pairs():
+            if (src, dst) not in self.pair_links:
+                between = self.region_links.get((self.region_of(src), self.region_of(dst)))
+                if between is not None:
+                    yield src, dst, between
+
+    def _ordered_pairs(self) -> Iterator[tuple[str, str]]:
+        names = [node.name for node in self.nodes]
+        yield from ((COORDINATOR, name) for name in names)
+        yield from ((name, COORDINATOR) for name in names)
+        for i, a in enumerate(names):
+            for b in names[i + 1 :]:
+                yield a, b
+                yield b, a
 
     def link_matrices(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Bandwidth (bytes/s) and latency (s), both ``[n + 1, n + 1]``; row = source.
