@@ -1,0 +1,166 @@
+"""Runs beside each other, and predictions beside measurements."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from penstock.errors import InputError
+from penstock.measure.definitions import Metric, metrics
+from penstock.measure.fleet import Fleet
+from penstock.measure.metrics import Summary, summarise, summary_to_dict
+from penstock.measure.run import Run
+from penstock.spec.workload import SLOClass
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric over all runs. ``relative`` is value / first - 1; None = undefined.
+
+    ``best`` holds the columns of the best value; it is empty where no way is better or all
+    values are equal.
+    """
+
+    metric: Metric
+    values: tuple[float | None, ...]
+    relative: tuple[float | None, ...]
+    best: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A prediction against the measurement of the same thing; ``error`` is signed, relative."""
+
+    metric: Metric
+    simulated: float
+    measured: float
+    error: float
+    tolerance: float
+
+    @property
+    def verdict(self) -> Literal["within", "outside"]:
+        return "within" if abs(self.error) <= self.tolerance else "outside"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """``rows`` in the order of the metrics; ``names`` are the columns, all different."""
+
+    names: tuple[str, ...]
+    summaries: tuple[Summary, ...]
+    rows: tuple[Row, ...]
+    verdicts: tuple[Verdict, ...]
+
+
+def compare_runs(
+    runs: Sequence[Run],
+    *,
+    classes: Sequence[SLOClass] | None = None,
+    fleets: Sequence[Fleet] | None = None,
+    tolerance: float = 0.1,
+) -> Comparison:
+    """Compare ``runs``; the first is the baseline. Raises ``InputError`` without any run."""
+    given = fleets if fleets is not None else [None] * len(runs)
+    return compare_summaries(
+        [summarise(run, classes, fleet=fleet) for run, fleet in zip(runs, given, strict=True)],
+        tolerance=tolerance,
+    )
+
+
+def compare_summaries(summaries: Sequence[Summary], *, tolerance: float = 0.1) -> Comparison:
+    """Compare ``summaries``; rows that no run defines are left out.
+
+    Where exactly one is measured and one simulated, or there is one measured among several,
+    the first simulated run is held against the first measured one.
+    """
+    if not summaries:
+        raise InputError("nothing to compare; give at least one run folder")
+    rows = []
+    for metric in metrics():
+        values = tuple(_defined(metric.read(summary)) for summary in summaries)
+        if any(value is not None for value in values):
+            rows.append(Row(metric, values, _relative(values), _best(metric, values)))
+    predicted = next((i for i, s in enumerate(summaries) if s.kind == "simulated"), None)
+    observed = next((i for i, s in enumerate(summaries) if s.kind == "measured"), None)
+    verdicts: tuple[Verdict, ...] = ()
+    if predicted is not None and observed is not None:
+        verdicts = _verdicts(rows, predicted, observed, tolerance)
+    names = _distinct([summary.name for summary in summaries])
+    return Comparison(names, tuple(summaries), tuple(rows), verdicts)
+
+
+def comparison_to_dict(comparison: Comparison) -> dict[str, object]:
+    """Return ``comparison`` as JSON types; undefined is null."""
+    return {
+        "runs": [
+            {**summary_to_dict(summary), "name": name}
+            for name, summary in zip(comparison.names, comparison.summaries, strict=True)
+        ],
+        "metrics": [
+            {
+                "metric": row.metric.key,
+                "unit": row.metric.unit,
+                "better": row.metric.better,
+                "values": list(row.values),
+                "relative_to_first": list(row.relative),
+                "best": [comparison.names[i] for i in row.best],
+            }
+            for row in comparison.rows
+        ],
+        "simulated_against_measured": [
+            {
+                "metric": item.metric.key,
+                "unit": item.metric.unit,
+                "simulated": item.simulated,
+                "measured": item.measured,
+                "relative_error": item.error,
+                "tolerance": item.tolerance,
+                "verdict": item.verdict,
+            }
+            for item in comparison.verdicts
+        ],
+    }
+
+
+def _defined(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def _relative(values: Sequence[float | None]) -> tuple[float | None, ...]:
+    first = values[0]
+    if first is None or first == 0:
+        return (None,) * len(values)
+    return tuple(None if value is None else value / first - 1 for value in values)
+
+
+def _best(metric: Metric, values: Sequence[float | None]) -> tuple[int, ...]:
+    known = [value for value in values if value is not None]
+    if metric.better == "neither" or len(set(known)) < 2:
+        return ()
+    best = max(known) if metric.better == "higher" else min(known)
+    return tuple(i for i, value in enumerate(values) if value == best)
+
+
+def _verdicts(
+    rows: Sequence[Row], predicted: int, observed: int, tolerance: float
+) -> tuple[Verdict, ...]:
+    result = []
+    for row in rows:
+        simulated, measured = row.values[predicted], row.values[observed]
+        if row.metric.better == "neither" or simulated is None or not measured:
+            continue
+        error = simulated / measured - 1
+        result.append(Verdict(row.metric, simulated, measured, error, tolerance))
+    return tuple(result)
+
+
+def _distinct(names: Sequence[str]) -> tuple[str, ...]:
+    """Number repeated names, so that every column can be told apart."""
+    seen: dict[str, int] = {}
+    result = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        result.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return tuple(result)
