@@ -1,0 +1,1 @@
+"""Published experiments, run again: published figure, ours, tolerance, verdict."""

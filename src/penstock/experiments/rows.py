@@ -1,0 +1,174 @@
+"""Published figure beside ours: one row, its tolerance, its verdict."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import Literal
+
+Verdict = Literal["within", "differs", "better", "worse", "information", "failed"]
+COLUMNS = (
+    "experiment",
+    "case",
+    "metric",
+    "unit",
+    "published",
+    "ours",
+    "tolerance",
+    "verdict",
+    "note",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """How far ours may be from the published figure: the wider of the two limits rules.
+
+    ``relative`` is a share of the published figure, ``absolute`` is in its unit.
+    """
+
+    relative: float = 0.0
+    absolute: float = 0.0
+    unit: str = ""
+
+    def allows(self, published: float, ours: float) -> bool:
+        """Whether ``ours`` is near enough; a hair is granted for binary rounding."""
+        limit = max(self.relative * abs(published), self.absolute)
+        return abs(ours - published) <= limit * (1 + 1e-9)
+
+    def __str__(self) -> str:
+        parts = []
+        if self.relative:
+            parts.append(f"{100 * self.relative:g} %")
+        if self.absolute:
+            parts.append(f"{self.absolute:g} {self.unit}".strip())
+        return " or ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One figure. ``published`` is None where nobody published it, ``ours`` where we failed.
+
+    ``tolerance`` is the limit in words; empty for figures that are only shown.
+    """
+
+    experiment: str
+    case: str
+    metric: str
+    unit: str
+    published: float | None
+    ours: float | None
+    tolerance: str
+    verdict: Verdict
+    note: str = ""
+
+    @property
+    def difference(self) -> float | None:
+        """(ours - published) / published, or None where it has no meaning."""
+        if self.ours is None or not self.published:
+            return None
+        return (self.ours - self.published) / self.published
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """What a row is about; shared by all figures of one case."""
+
+    experiment: str
+    case: str
+
+
+def judged(
+    labels: Labels,
+    metric: str,
+    unit: str,
+    published: float,
+    ours: float | None,
+    tolerance: Tolerance,
+    note: str = "",
+) -> Row:
+    """A row that must agree: ``within`` or ``differs``; ``failed`` without a figure of ours."""
+    verdict: Verdict = "failed"
+    if ours is not None and isfinite(ours):
+        verdict = "within" if tolerance.allows(published, ours) else "differs"
+    return _row(labels, metric, unit, published, ours, str(tolerance), verdict, note)
+
+
+def at_least(
+    labels: Labels,
+    metric: str,
+    unit: str,
+    published: float,
+    ours: float | None,
+    goal: float,
+    note: str = "",
+) -> Row:
+    """A row where more is better: ``better`` from ``goal`` on, else ``worse``."""
+    verdict: Verdict = "failed"
+    if ours is not None and isfinite(ours):
+        verdict = "better" if ours >= goal else "worse"
+    return _row(labels, metric, unit, published, ours, f"at least {goal:g}", verdict, note)
+
+
+def information(
+    labels: Labels,
+    metric: str,
+    unit: str,
+    published: float | None,
+    ours: float | None,
+    note: str = "",
+) -> Row:
+    """A row that is shown, not judged."""
+    verdict: Verdict = "failed" if ours is None else "information"
+    return _row(labels, metric, unit, published, ours, "", verdict, note)
+
+
+def _row(
+    labels: Labels,
+    metric: str,
+    unit: str,
+    published: float | None,
+    ours: float | None,
+    tolerance: str,
+    verdict: Verdict,
+    note: str,
+) -> Row:
+    if ours is not None and not isfinite(ours):
+        ours, verdict = None, "failed"
+    return Row(
+        labels.experiment, labels.case, metric, unit, published, ours, tolerance, verdict, note
+    )
+
+
+def counts(rows: Iterable[Row]) -> Mapping[str, int]:
+    """How many rows have each verdict, in the order of first appearance."""
+    return dict(Counter(row.verdict for row in rows))
+
+
+def as_dicts(rows: Sequence[Row]) -> list[dict[str, object]]:
+    """Rows as plain values, ready for JSON; figures rounded to seven digits."""
+    return [
+        {name: _rounded(getattr(row, name)) for name in COLUMNS if name != "note" or row.note}
+        for row in rows
+    ]
+
+
+def _rounded(value: object) -> object:
+    return float(f"{value:.7g}") if isinstance(value, float) else value
+
+
+def as_json(rows: Sequence[Row]) -> str:
+    return json.dumps(as_dicts(rows), indent=2, allow_nan=False) + "\n"
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n", restval="")
+    writer.writeheader()
+    writer.writerows(as_dicts(rows))
+    return text.getvalue()
