@@ -27,6 +27,7 @@ from penstock.spec.helix_ini import (
     read_simulator_cluster,
     read_solution,
 )
+from penstock.storage import write_text
 
 EdgeFlows = Mapping[tuple[str, str], float]
 _ENDS = {"source": COORDINATOR, "sink": COORDINATOR}
@@ -185,12 +186,10 @@ def helix_files(plan: Plan) -> dict[str, str]:
 
 def export_placement(plan: Plan, directory: str | Path) -> tuple[Path, ...]:
     """Write ``helix_files`` into ``directory`` (made if absent); return the paths written."""
-    from penstock.plan.document import write_text_atomically  # noqa: PLC0415
-
     files = helix_files(plan)
     folder = Path(directory)
     paths = []
     for name, text in files.items():
-        write_text_atomically(folder / name, text)
+        write_text(folder / name, text)
         paths.append(folder / name)
     return tuple(paths)

@@ -59,7 +59,7 @@ def petals_placement(problem: PlacementProblem) -> Placement:
             continue
         start = min(
             range(problem.num_layers - width + 1),
-            key=lambda s: sorted(served[s : s + width]),  # noqa: B023 - used at once
+            key=lambda s: sorted(served[s : s + width]),
         )
         speed = float(problem.throughput[problem.node_type[i], width])
         intervals[i] = (start, start + width)
@@ -109,7 +109,5 @@ def _by_speed(problem: PlacementProblem, i: int, others: np.ndarray) -> list[int
     if len(ranked) <= MAX_LEGS_PER_NODE:
         return ranked
     n = problem.num_nodes
-    kept = set(
-        sorted(ranked, key=lambda j: (-float(speed[j]), (j - i) % n))[:MAX_LEGS_PER_NODE]
-    )
+    kept = set(sorted(ranked, key=lambda j: (-float(speed[j]), (j - i) % n))[:MAX_LEGS_PER_NODE])
     return [j for j in ranked if j in kept]

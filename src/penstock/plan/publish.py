@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -35,11 +36,7 @@ def pipeline_legs(problem: PlacementProblem, order: Sequence[int]) -> LegList:
     """Legs of one chain of nodes from the coordinator and back; missing links are left out."""
     n = problem.num_nodes
     stops = [n, *order, n]
-    return [
-        (src, dst)
-        for src, dst in zip(stops, stops[1:], strict=False)
-        if problem.link_tokens_per_s[src, dst] > 0
-    ]
+    return [(src, dst) for src, dst in pairwise(stops) if problem.link_tokens_per_s[src, dst] > 0]
 
 
 def end_legs(problem: PlacementProblem, intervals: Sequence[Interval | None]) -> LegList:

@@ -7,6 +7,7 @@ section 3.4). The artifact fixes the stages by hand (30B: 10 x 6 layers, 70B: 20
 
 from __future__ import annotations
 
+from itertools import pairwise
 from random import Random
 from statistics import median
 
@@ -67,7 +68,9 @@ def stage_sizes(problem: PlacementProblem) -> tuple[list[int], list[int]]:
     most = problem.node_max_layers
     holders = most[most > 0]
     if len(holders) == 0:
-        raise Infeasible("no node holds a layer of this model", binding="memory", fix="larger nodes")
+        raise Infeasible(
+            "no node holds a layer of this model", binding="memory", fix="larger nodes"
+        )
     floor = median(holders.tolist()) / 4
     for smallest in sorted(set(holders.tolist())):
         sizes = _split(problem.num_layers, smallest)
@@ -131,7 +134,7 @@ def swarm_legs(problem: PlacementProblem, stages: list[list[int]]) -> LegList:
     legs: LegList = [(n, i) for i in stages[0] if links[n, i] > 0]
     legs += [(i, n) for i in stages[-1] if links[i, n] > 0]
     rng = Random(0)
-    for here, following in zip(stages, stages[1:], strict=False):
+    for here, following in pairwise(stages):
         for i in here:
             joined = [j for j in following if links[i, j] > 0]
             legs += [(i, j) for j in rng.sample(joined, min(MAX_LEGS_PER_NODE, len(joined)))]
