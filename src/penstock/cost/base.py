@@ -45,6 +45,10 @@ class CostModel(Protocol):
     @property
     def provenance(self) -> tuple[Provenance, ...]: ...
 
+    def source_of(self, node: Node) -> Provenance:
+        """Where the figures of ``node`` come from."""
+        ...
+
     def layer_timer(self, node: Node) -> LayerTimer:
         """Return the timing function of one layer on ``node`` (hot path: called once per batch).
 

@@ -30,11 +30,14 @@ PUBLISHED_LAYER_BYTES: Mapping[str, int] = {
     "llama1_30b": 1_000_000_000,
     "llama2_70b": 1_530_000_000,
 }
-LONGEST_PROMPT_TOKENS = 2048
+# Decode context the published batch limits allow a sequence.
+ONE_SEQUENCE_TOKENS = 1000
 OverFull = Literal["largest", "linear"]
 _ALIASES = {"llama30b": "llama130b", "llama133b": "llama130b", "llama33b": "llama130b"}
 _SUFFIXES = ("hf", "chat", "instruct")
 _CAPACITY_FILE = "node_capacity.csv"
+_PROMPT_FILE = "prompt_bs2time.csv"
+_DECODE_FILE = "decode_bs2time.csv"
 
 
 def normalised_model_name(name: str) -> str:
@@ -180,6 +183,10 @@ class LayerTableCost:
             ),
         )
 
+    def source_of(self, node: Node) -> Provenance:
+        self.profile(node)
+        return self.provenance[0]
+
     def profile(self, node: Node) -> MachineProfile:
         """Tables and capacities of the machine type of ``node``."""
         key = node.machine_type.lower()
@@ -217,7 +224,7 @@ class LayerTableCost:
         layers = self.max_layers(node)
         while layers < self._model.num_hidden_layers:
             free = self._linear_kv_layer_tokens(node, layers + 1)
-            if free < LONGEST_PROMPT_TOKENS * (layers + 1):
+            if free < ONE_SEQUENCE_TOKENS * (layers + 1):
                 break
             layers += 1
         return layers
@@ -255,10 +262,15 @@ class LayerTableCost:
     @cached_property
     def digest(self) -> str:
         """SHA-256 (first 16 hex digits) over the tables of this model."""
-        total = hashlib.sha256((self.directory / _CAPACITY_FILE).read_bytes())
+        files = [self.directory / _CAPACITY_FILE]
         for _, folder in sorted(self._machines.items()):
-            for name in ("prompt_bs2time.csv", "decode_bs2time.csv"):
-                total.update((folder / name).read_bytes())
+            files += [folder / name for name in (_PROMPT_FILE, _DECODE_FILE)]
+        total = hashlib.sha256()
+        for path in files:
+            try:
+                total.update(path.read_bytes())
+            except OSError as error:
+                raise SpecError(f"cannot be read: {error.strerror}", source=path) from error
         return total.hexdigest()[:16]
 
     def _load(self, machine_type: str) -> MachineProfile:
@@ -271,8 +283,8 @@ class LayerTableCost:
                 fix="profiled: " + ", ".join(sorted(self._machines)) + "; or drop --profiles",
             )
         rows, max_layers = capacities
-        prompt = read_latency_table(folder / "prompt_bs2time.csv")
-        decode = read_latency_table(folder / "decode_bs2time.csv")
+        prompt = read_latency_table(folder / _PROMPT_FILE)
+        decode = read_latency_table(folder / _DECODE_FILE)
         return MachineProfile(prompt, decode, rows, max_layers)
 
 

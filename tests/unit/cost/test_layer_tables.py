@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def test_times_equal_numpy_interpolation(profiles: Path, model: object, machine:
 def test_figures_of_the_specification(profiles: Path) -> None:
     """Hand-read figures: 70B on T4x4 decodes 20 in 2.9 ms and prefills 1000 tokens in 28 ms."""
     cost = LayerTableCost(LLAMA2_70B, profiles)
-    timer = cost.layer_timer(node("t4X4"))
+    timer = cost.layer_timer(replace(node("T4x4"), machine_type="t4X4"))
     assert timer(1000, 20, 0) == 0.028 + 0.0029
     assert cost.max_layers(node("T4x4")) == 18
     assert cost.kv_capacity_layer_tokens(node("A100"), 12) == 3_377_472
@@ -136,7 +137,7 @@ def test_bad_files_are_named(small: Path, file: str, text: str, message: str) ->
 
 def test_unknown_machine_model_and_folder(small: Path, tmp_path: Path) -> None:
     """What is not profiled is refused with what is."""
-    with pytest.raises(SpecError, match="machine type 'H100'.*profiled: a100"):
+    with pytest.raises(SpecError, match=r"machine type 'H100'.*profiled: a100"):
         LayerTableCost(LLAMA2_70B, small).max_layers(node("H100"))
     with pytest.raises(SpecError, match="no profiles of model 'llama-30b'"):
         LayerTableCost(LLAMA_30B, small)
