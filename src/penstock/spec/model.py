@@ -11,13 +11,22 @@ Dtype = Literal["fp32", "fp16", "bf16", "fp8", "int8", "int4"]
 
 @dataclass(frozen=True, slots=True)
 class MixtureOfExperts:
-    """Expert layers. ``first_dense_layers`` at the bottom keep a dense MLP."""
+    """Expert layers. ``first_dense_layers`` at the bottom keep a dense MLP; above them every
+    ``layer_step``-th layer has experts, except those named in ``dense_layers``.
+    """
 
     num_experts: int
     num_experts_per_token: int
     intermediate_size: int
     num_shared_experts: int = 0
     first_dense_layers: int = 0
+    layer_step: int = 1
+    dense_layers: tuple[int, ...] = ()
+
+    def holds(self, layer: int) -> bool:
+        """Whether ``layer`` has experts."""
+        sparse = layer >= self.first_dense_layers and (layer + 1) % self.layer_step == 0
+        return sparse and layer not in self.dense_layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +45,8 @@ class ModelSpec:
     """A decoder-only transformer. Names follow Hugging Face ``config.json``.
 
     ``layer_weight_bytes_override`` replaces the arithmetic where a source states a measured
-    figure (Helix counts 1.53 GB for a layer of LLaMA-2 70B).
+    figure (Helix counts 1.53 GB for a layer of LLaMA-2 70B). ``embedding_parameters_override``
+    counts embeddings that are not vocabulary x hidden size (learned positions, projections).
     """
 
     name: str
@@ -57,6 +67,7 @@ class ModelSpec:
     moe: MixtureOfExperts | None = None
     mla: LatentAttention | None = None
     layer_weight_bytes_override: int | None = None
+    embedding_parameters_override: int | None = None
     architecture: str = ""
     source: str = field(default="", compare=False)
 
@@ -82,7 +93,7 @@ class ModelSpec:
     def mlp_parameters(self, layer: int, *, active: bool = False) -> int:
         """Weights of the MLP of ``layer``; with ``active`` only those one token uses."""
         matrices = 3 if self.gated_mlp else 2
-        if self.moe is None or layer < self.moe.first_dense_layers:
+        if self.moe is None or not self.moe.holds(layer):
             return matrices * self.hidden_size * self.intermediate_size
         routed = self.moe.num_experts_per_token if active else self.moe.num_experts
         expert = matrices * self.hidden_size * self.moe.intermediate_size
@@ -95,6 +106,8 @@ class ModelSpec:
 
     @property
     def embedding_parameters(self) -> int:
+        if self.embedding_parameters_override is not None:
+            return self.embedding_parameters_override
         return self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
 
     @property
@@ -111,7 +124,7 @@ class ModelSpec:
         """Bytes of the largest layer: what a node must hold per layer it serves."""
         if self.layer_weight_bytes_override is not None:
             return self.layer_weight_bytes_override
-        largest = self.layer_parameters(self.num_hidden_layers - 1)
+        largest = max(self.layer_parameters(i) for i in range(self.num_hidden_layers))
         return int(largest * self.weight_bytes_per_parameter)
 
     @property
