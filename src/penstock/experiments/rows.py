@@ -103,7 +103,7 @@ def at_least(
     labels: Labels,
     metric: str,
     unit: str,
-    published: float,
+    published: float | None,
     ours: float | None,
     goal: float,
     note: str = "",
@@ -113,6 +113,22 @@ def at_least(
     if ours is not None and isfinite(ours):
         verdict = "better" if ours >= goal else "worse"
     return _row(labels, metric, unit, published, ours, f"at least {goal:g}", verdict, note)
+
+
+def at_most(
+    labels: Labels,
+    metric: str,
+    unit: str,
+    published: float | None,
+    ours: float | None,
+    goal: float,
+    note: str = "",
+) -> Row:
+    """A row where less is better: ``better`` up to ``goal``, else ``worse``."""
+    verdict: Verdict = "failed"
+    if ours is not None and isfinite(ours):
+        verdict = "better" if ours <= goal else "worse"
+    return _row(labels, metric, unit, published, ours, f"at most {goal:g}", verdict, note)
 
 
 def information(

@@ -15,6 +15,7 @@ from penstock.errors import SpecError
 from penstock.experiments.reference import Record, number, optional, read_table
 from penstock.experiments.rows import Labels
 from penstock.plan.plan import AdmissionName, RouterName
+from penstock.sim.options import Granularity
 
 Kind = Literal["simulation", "prototype"]
 Mode = Literal["offline", "online"]
@@ -41,7 +42,7 @@ _CLUSTERS = {
     "clusters/high_heterogeneity": "het42",
     "clusters/quality": "quality10",
 }
-_MODELS = {"llama30b": "llama-30b", "llama70b": "llama2-70b"}
+MODELS = {"llama30b": "llama-30b", "llama70b": "llama2-70b"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +52,9 @@ class Simulation:
     ``placement`` is a folder under ``placements/``; ``prefix`` picks one of several placements in
     it; ``cluster_file`` is the fleet it was made for. ``in_flight``: initial queries where feeding follows KV memory (``feed_mark`` given), else
     the constant number in flight; None for traffic that arrives (``token_rate``, tokens/s).
-    ``duration_s`` counts from the end of model loading; ``drains``: run on until all are served.
-    ``admission`` of ``queue`` replaces the published dropping by fair retry.
+    ``drains``: run on after the window until all are served.
+    Only offline Helix turned requests away (``drop``). Online it masks by KV memory and never had
+    to wait (``queue`` is then the same); the baselines look at no memory at all (``none``).
     """
 
     model: str
@@ -68,11 +70,9 @@ class Simulation:
     feed_mark: float | None
     warmup_s: float
     window_s: float
-    duration_s: float
     drains: bool
-    granularity: str = "layerwise"
-    admission: AdmissionName | None = None
-    honest_kv: bool = False
+    admission: AdmissionName
+    granularity: Granularity = "layerwise"
 
     @property
     def key(self) -> str:
@@ -114,9 +114,19 @@ class Case:
 
     def matches(self, words: str) -> bool:
         """Whether every word occurs in what the case is called."""
-        labels = self.labels
-        text = f"{labels.experiment} {labels.case} {self.cluster} {self.kind}".lower()
-        return all(word in text for word in words.lower().split())
+        return matches(words, self.labels, f"{self.cluster} {self.kind}")
+
+
+def _admission(row: Record) -> AdmissionName:
+    if row["scheduler"] != "maxflow":
+        return "none"
+    return "queue" if row["mode"] == "online" else "drop"
+
+
+def matches(words: str, labels: Labels, more: str = "") -> bool:
+    """Whether every one of ``words`` occurs in the labels (or in ``more``), in any case."""
+    text = f"{labels.experiment} {labels.case} {more}".lower()
+    return all(word in text for word in words.lower().split())
 
 
 def read_cases(helix: Path) -> tuple[Case, ...]:
@@ -152,7 +162,7 @@ def _case(
         section=section,
         experiment=experiment,
         kind="prototype" if kind == "prototype" else "simulation",
-        model=_MODELS[model],
+        model=MODELS[model],
         mode="online" if mode == "online" else "offline",
         method=method,
         cluster=cluster,
@@ -182,6 +192,7 @@ def _simulation(row: Record, path: Path) -> Simulation:
         raise SpecError("unknown scheduler", source=path, key="scheduler", value=row["scheduler"])
     folder, _, rest = row["placement"].partition(" (")
     in_flight = optional(row, "initial_queries", path)
+    feed_mark = optional(row, "feed_hwm", path)
     online = row["mode"] == "online"
     return Simulation(
         model=row["model"],
@@ -194,11 +205,11 @@ def _simulation(row: Record, path: Path) -> Simulation:
         in_flight=None if in_flight is None else int(in_flight),
         kv_high_water_mark=optional(row, "kv_expected_hwm", path),
         output_ratio=optional(row, "expected_output_ratio", path),
-        feed_mark=optional(row, "feed_hwm", path),
+        feed_mark=feed_mark,
         warmup_s=number(row, "warm_up_s", path),
         window_s=number(row, "measured_window_s", path),
-        duration_s=number(row, "simulated_after_load_s", path),
         drains=online and row["kind"] == "simulation",
+        admission=_admission(row),
     )
 
 

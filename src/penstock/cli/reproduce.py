@@ -1,0 +1,163 @@
+"""``penstock reproduce``: published experiments, run again."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from penstock.cli.common import Format, check_writable, note, print_json, progress_line
+
+if TYPE_CHECKING:
+    from penstock.experiments.rows import Row
+    from penstock.plan.planner import Progress, ProgressCallback
+
+SYSTEMS = ("helix",)
+
+
+def reproduce(
+    system: str = typer.Argument(help="Published system: helix."),
+    sections: list[str] | None = typer.Argument(
+        None, help="Sections of the paper (6.3 to 6.9) or max-flow; default: all."
+    ),
+    only: str = typer.Option(
+        "", "--only", help="Run only cases whose name holds all these words ('70b offline helix')."
+    ),
+    granularity: str = typer.Option(
+        "layerwise", "--granularity", help="layerwise (published semantics) or nodewise."
+    ),
+    fair: bool = typer.Option(
+        False, "--fair", help="All methods at equal load, fair retry, honest KV memory."
+    ),
+    ours: bool = typer.Option(
+        False, "--ours", help="Our planner (and all others) in the published benchmark."
+    ),
+    processes: int | None = typer.Option(
+        None, "--processes", help="Processes to use; default: all cores, at most 8."
+    ),
+    reference: Path | None = typer.Option(
+        None, "--reference", help="Folder of published figures; default: $PENSTOCK_REFERENCE."
+    ),
+    output: Path | None = typer.Option(
+        None, "--output", "-o", help="Write rows.json, rows.csv and figures into this folder."
+    ),
+    output_format: Format = typer.Option(Format.table, "--format", help="How to print."),
+) -> None:
+    """Run the experiments of a paper again and put the published figures beside ours.
+
+    Example: penstock reproduce helix 6.3 --only "70b offline"
+    """
+    from penstock import api
+    from penstock.errors import InputError, SpecError
+    from penstock.experiments.reference import find_reference
+
+    if system not in SYSTEMS:
+        raise SpecError("unknown system", key="SYSTEM", value=system, fix=_suggest(system))
+    if processes is not None and processes < 1:
+        raise SpecError("must be at least 1", key="--processes", value=processes, fix="give 1")
+    if output is not None and output.exists() and not output.is_dir():
+        raise InputError(f"{output}: is a file, and -o names a folder; choose another name")
+    check_writable(output)
+    folder = find_reference(reference, system)
+    workers = processes or min(api.MAX_PROCESSES, api.available_cores())
+    with _news() as progress:
+        rows, unfinished = _run(
+            folder / system, sections or [], only, granularity, fair, ours, workers, progress
+        )
+    written = _write(rows, output)
+    if output_format is Format.json:
+        from penstock.experiments.rows import as_dicts
+
+        print_json(as_dicts(rows))
+    else:
+        _print(rows)
+    for path in written:
+        note(f"wrote {path}")
+    if unfinished:
+        note(f"stopped: {len(unfinished)} of the chosen runs are missing")
+        raise KeyboardInterrupt
+
+
+def _suggest(name: str) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(name.lower(), SYSTEMS, 1, 0.4)
+    return f"did you mean {near[0]}?" if near else f"use {', '.join(SYSTEMS)}"
+
+
+def _run(
+    helix: Path,
+    sections: Sequence[str],
+    only: str,
+    granularity: str,
+    fair: bool,
+    ours: bool,
+    processes: int,
+    progress: ProgressCallback,
+) -> tuple[list[Row], tuple[str, ...]]:
+    """The published table unless only --ours or --fair was asked for, then those two."""
+    from penstock.experiments.helix.benchmark import benchmark_helix
+    from penstock.experiments.helix.reproduce import (
+        Request,
+        check_granularity,
+        check_sections,
+        reproduce_helix,
+    )
+
+    request = Request(check_sections(sections), only, check_granularity(granularity), processes)
+    rows: list[Row] = []
+    unfinished: tuple[str, ...] = ()
+    if sections or not (fair or ours):
+        table = reproduce_helix(helix, request, progress)
+        rows += table.rows
+        unfinished = table.unfinished
+    if (fair or ours) and not unfinished:
+        table = benchmark_helix(helix, request, progress, ours=ours, fair=fair)
+        rows += table.rows
+        unfinished = table.unfinished
+    return rows, unfinished
+
+
+@contextmanager
+def _news() -> Iterator[ProgressCallback]:
+    """A bar on a terminal; in a pipe one line on stderr for each finished run."""
+    if sys.stderr.isatty():
+        with progress_line() as show:
+            yield show
+        return
+
+    def line(news: Progress) -> None:
+        share = "" if news.fraction is None else f"{100 * news.fraction:3.0f} % "
+        note(f"{share}{news.message}")
+
+    yield line
+
+
+def _write(rows: Sequence[Row], output: Path | None) -> list[Path]:
+    if output is None:
+        return []
+    from penstock.experiments.figures import write_figures
+    from penstock.experiments.output import write_rows
+
+    written = write_rows(rows, output)
+    figures, problem = write_figures(rows, output)
+    if problem:
+        note(problem)
+    return [*written, *figures]
+
+
+def _print(rows: Sequence[Row]) -> None:
+    from rich.console import Console
+
+    from penstock.experiments.output import notes, rows_table, verdict_line
+
+    # In a pipe there is no width to keep to: a row stays one line.
+    console = Console() if sys.stdout.isatty() else Console(width=200)
+    console.print(rows_table(rows))
+    for remark in notes(rows):
+        console.print(f"- {remark}", markup=False, highlight=False)
+    console.print(verdict_line(rows))

@@ -1,0 +1,157 @@
+"""All of it: which experiments, on how many processes, into one table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from penstock.errors import SpecError
+from penstock.experiments.helix.cases import Case, Simulation, read_cases
+from penstock.experiments.helix.flows import Edges, read_edge_flows
+from penstock.experiments.helix.max_flow import SECTION as MAX_FLOW
+from penstock.experiments.helix.max_flow import max_flow_tasks
+from penstock.experiments.helix.measured import Measured
+from penstock.experiments.helix.run import run_simulation
+from penstock.experiments.helix.search import search_tasks
+from penstock.experiments.helix.table import Problems, case_rows, congestion_rows
+from penstock.experiments.rows import Labels, Row, information
+from penstock.experiments.runner import Outcome, Task, run_tasks
+from penstock.plan.planner import ProgressCallback, silent
+from penstock.sim.options import Granularity
+
+SECTIONS = ("6.3", "6.4", "6.5", "6.6", "6.7", "6.8", "6.9", MAX_FLOW)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to reproduce. ``only``: words that the name of a case must hold."""
+
+    sections: tuple[str, ...] = SECTIONS
+    only: str = ""
+    granularity: Granularity = "layerwise"
+    processes: int = 1
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows, and what Ctrl-C left undone."""
+
+    rows: tuple[Row, ...]
+    unfinished: tuple[str, ...] = ()
+
+
+def check_sections(sections: Sequence[str]) -> tuple[str, ...]:
+    """The sections in their own order; none named = all. Raises ``SpecError``."""
+    from difflib import get_close_matches
+
+    for name in sections:
+        if name not in SECTIONS:
+            near = get_close_matches(name, SECTIONS, 1, 0.5)
+            raise SpecError(
+                "no such section",
+                key="sections",
+                value=name,
+                fix=f"did you mean {near[0]}?" if near else f"use {', '.join(SECTIONS)}",
+            )
+    return tuple(name for name in SECTIONS if name in sections or not sections)
+
+
+def reproduce_helix(helix: Path, request: Request, progress: ProgressCallback = silent) -> Table:
+    """Run the chosen experiments and put every published figure beside ours."""
+    cases = [
+        _at(case, request.granularity)
+        for case in read_cases(helix)
+        if case.section in request.sections and case.matches(request.only)
+    ]
+    edges = read_edge_flows(helix)
+    runs = _distinct([part for case in cases for part in case.parts.values()])
+    simulations = [
+        Task(_label(run, cases), _weight(run), partial(run_simulation, helix, run, _flows(run, edges)))
+        for run in runs
+    ]
+    others: list[Task[list[Row]]] = []
+    if MAX_FLOW in request.sections:
+        others += max_flow_tasks(helix, request.only)
+    others += search_tasks(helix, request.sections, request.only)
+    tasks: list[Task[Measured | list[Row]]] = [*simulations, *others]
+    if not tasks:
+        raise SpecError(
+            "matches no experiment", key="--only", value=request.only, fix="use fewer words"
+        )
+    outcomes = run_tasks(tasks, request.processes, progress)
+    done = dict(zip(runs, outcomes.results, strict=False))
+    rows = [row for case in cases for row in _case(helix, case, done)]
+    for task, outcome in zip(others, outcomes.results[len(runs) :], strict=True):
+        rows += _rows_of(task.label, outcome)
+    unfinished = [
+        task.label
+        for task, outcome in zip(tasks, outcomes.results, strict=True)
+        if outcome is None
+    ]
+    rows.sort(key=lambda row: SECTIONS.index(row.experiment.split()[0]))
+    return Table(tuple(rows), tuple(unfinished))
+
+
+def _at(case: Case, granularity: Granularity) -> Case:
+    parts = {
+        name: replace(part, granularity=granularity) for name, part in case.parts.items()
+    }
+    return replace(case, parts=parts)
+
+
+def _distinct(runs: Sequence[Simulation]) -> list[Simulation]:
+    return list(dict.fromkeys(runs))
+
+
+def _label(run: Simulation, cases: Sequence[Case]) -> str:
+    for case in cases:
+        for scope, part in case.parts.items():
+            if part == run:
+                labels = case.labels
+                return f"{labels.experiment} {labels.case} {scope}".removesuffix(" total")
+    return run.placement
+
+
+def _weight(run: Simulation) -> float:
+    """Expected CPU time in any unit: iterations grow with the fleet and with the time."""
+    nodes = 42 if "het42" in run.placement or run.placement.endswith("_42") else 24
+    if "separate" in run.placement or run.prefix:
+        nodes //= 4
+    return nodes * (run.warmup_s + run.window_s)
+
+
+def _flows(run: Simulation, edges: dict[str, Edges]) -> Edges | None:
+    return edges.get(run.key) if run.router == "maxflow" else None
+
+
+def _case(
+    helix: Path,
+    case: Case,
+    done: dict[Simulation, Outcome[Measured | list[Row]] | None],
+) -> list[Row]:
+    parts: dict[str, Measured] = {}
+    lines: dict[str, str] = {}
+    for scope, run in case.parts.items():
+        outcome = done[run]
+        if outcome is None:
+            return []
+        if isinstance(outcome.value, Measured):
+            parts[scope] = outcome.value
+        else:
+            lines[scope] = outcome.error
+    problems = Problems(lines)
+    rows = case_rows(case, parts, problems)
+    if case.section == "6.7" and case.kind == "simulation":
+        rows += congestion_rows(helix, case, parts.get("total"), problems.note("total"))
+    return rows
+
+
+def _rows_of(label: str, outcome: Outcome[Measured | list[Row]] | None) -> list[Row]:
+    if outcome is None:
+        return []
+    if isinstance(outcome.value, list):
+        return outcome.value
+    section, _, case = label.partition(" ")
+    return [information(Labels(section, case), "result", "", None, None, outcome.error)]
