@@ -15,6 +15,9 @@ from penstock.plan.plan import Plan, Unused
 from penstock.plan.planner import PlannerOptions
 from penstock.plan.publish import MAX_LEGS_PER_NODE, LegList, end_legs, published_plan
 
+RESOLUTION = 1e-9
+"""Throughputs are compared in this fraction of the largest."""
+
 
 class PetalsPlanner:
     """Every node holds its most layers; requests may enter a node in the middle of them."""
@@ -51,21 +54,23 @@ def petals_placement(problem: PlacementProblem) -> Placement:
     """
     order = list(range(problem.num_nodes))
     Random(0).shuffle(order)
-    served = [0.0] * problem.num_layers
+    # Whole numbers, so that windows served by the same nodes tie whatever the order of the sums.
+    unit = float(problem.throughput.max()) * RESOLUTION
+    served = [0] * problem.num_layers
     intervals: list[Interval | None] = [None] * problem.num_nodes
     for i in order:
         width = int(problem.node_max_layers[i])
-        if width == 0:
+        if width == 0 or problem.throughput[problem.node_type[i], width] <= 0:
             continue
         start = min(
             range(problem.num_layers - width + 1),
             key=lambda s: sorted(served[s : s + width]),
         )
-        speed = float(problem.throughput[problem.node_type[i], width])
+        speed = max(1, round(float(problem.throughput[problem.node_type[i], width]) / unit))
         intervals[i] = (start, start + width)
         for layer in range(start, start + width):
             served[layer] += speed
-    open_layers = [layer for layer, speed in enumerate(served) if speed == 0.0]
+    open_layers = [layer for layer, speed in enumerate(served) if speed == 0]
     if open_layers:
         raise Infeasible(
             f"Petals leaves {len(open_layers)} of {problem.num_layers} layers without a node",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -12,7 +12,7 @@ from penstock.errors import Infeasible
 from penstock.plan.build import build_plan
 from penstock.plan.flow import max_flow
 from penstock.plan.placement import Interval, Placement, PlacementProblem
-from penstock.plan.plan import AdmissionName, Plan, RouterName, Routing, Unused
+from penstock.plan.plan import AdmissionName, Engine, Plan, RouterName, Routing, Unused
 from penstock.plan.planner import PlannerOptions
 
 LegList = list[tuple[int, int]]
@@ -64,6 +64,7 @@ def published_plan(
     admission: AdmissionName = "queue",
     unused: Sequence[Unused] = (),
     reasons: Sequence[str] = (),
+    adjust_engine: Callable[[Engine], Engine] | None = None,
 ) -> Plan:
     """Return the plan of a fixed placement, valued by max flow.
 
@@ -105,6 +106,8 @@ def published_plan(
         reasons=notes,
         seed=options.seed,
     )
+    if adjust_engine is not None:
+        plan = replace(plan, engines=tuple(adjust_engine(engine) for engine in plan.engines))
     return scored(plan, options)
 
 
