@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -78,7 +79,13 @@ class Coefficients:
         return self.nvlink if interconnect in ("nvlink", "infinity-fabric") else self.pcie
 
 
-def read_coefficients(path: Path = BUNDLED) -> Coefficients:
+@cache
+def bundled_coefficients() -> Coefficients:
+    """The coefficients that come with the package, read once."""
+    return read_coefficients(BUNDLED)
+
+
+def read_coefficients(path: Path) -> Coefficients:
     """Read a file written by ``python -m penstock.cost.fit``."""
     raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     return Coefficients(

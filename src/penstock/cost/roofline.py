@@ -21,7 +21,7 @@ from penstock.cost.arithmetic import (
     matrix_flops_per_s,
 )
 from penstock.cost.base import BatchLimits, LayerTimer, Provenance
-from penstock.cost.coefficients import Coefficients, read_coefficients
+from penstock.cost.coefficients import Coefficients, bundled_coefficients
 from penstock.errors import InputError, SpecError
 from penstock.spec.hardware import Node
 from penstock.spec.model import ModelSpec
@@ -58,8 +58,13 @@ class RooflineCost:
             )
         self._model = model
         self._work = layer_work(model)
-        self._coefficients = coefficients or read_coefficients()
+        self._coefficients = coefficients or bundled_coefficients()
         self.gpu_memory_utilization = gpu_memory_utilization
+        # Each layer carries its part of the embeddings: exact for a whole model on one node.
+        embeddings = model.embedding_parameters * model.weight_bytes_per_parameter
+        self._held_bytes_per_layer = model.layer_weight_bytes + embeddings / model.num_hidden_layers
+        self._activation_bytes = activation_bytes(model, _PROMPT_TOKENS)
+        self._kv_bytes = model.kv_bytes_per_token_per_layer
 
     @property
     def model(self) -> ModelSpec:
@@ -113,30 +118,24 @@ class RooflineCost:
     def kv_capacity_layer_tokens(self, node: Node, layers: int) -> int:
         if layers <= 0:
             return 0
-        usable = (
-            node.memory_bytes
-            * self._coefficients.shared.usable_memory
-            * self.gpu_memory_utilization
-        )
-        usable -= activation_bytes(self._model, _PROMPT_TOKENS)
-        # Each layer carries its part of the embeddings: exact for a whole model on one node.
-        model = self._model
-        embeddings = model.embedding_parameters * model.weight_bytes_per_parameter
-        weights = layers * (self.layer_weight_bytes + embeddings / model.num_hidden_layers)
-        return max(0, int((usable - weights) / model.kv_bytes_per_token_per_layer))
+        seen = node.memory_bytes * self._coefficients.shared.usable_memory
+        usable = seen * self.gpu_memory_utilization - self._activation_bytes
+        return max(0, int((usable - layers * self._held_bytes_per_layer) / self._kv_bytes))
 
     def _kv_tokens(self, node: Node, layers: int) -> float:
         return self.kv_capacity_layer_tokens(node, layers) / layers if layers else inf
 
     def batch_limits(self, node: Node, layers: int) -> BatchLimits:
-        """Prompts by time, decode sequences by number, context by KV memory."""
+        """Prompts by time, decode sequences by number, context by KV memory; any prompt fits."""
         prompt_s = self.layer_timer(node)(_PROMPT_TOKENS, 0, 0)
         prompts = max(1, min(_MAX_PREFILL_SEQS, int(_PREFILL_BATCH_S / prompt_s)))
         return BatchLimits(
             max_prefill_seqs=prompts,
             max_prefill_tokens=max(self._model.max_position_embeddings, prompts * _PROMPT_TOKENS),
             max_decode_seqs=MAX_DECODE_SEQS,
-            max_decode_context_tokens=max(1, int(self._kv_tokens(node, max(1, layers)))),
+            max_decode_context_tokens=max(
+                self._model.max_position_embeddings, int(self._kv_tokens(node, max(1, layers)))
+            ),
         )
 
     def to_dict(self) -> dict[str, object]:

@@ -180,8 +180,9 @@ def _start(mix: list[_Type], cost: CostModel) -> tuple[list[int], list[int], lis
             [published.scarce_layers[i] for i in at],
             [published.speed[i] for i in at],
         )
-    most = [max(1, t.max_layers) for t in mix]
-    return [max(1, round(2 * k / 3)) for k in most], most, [_first_speed(t) for t in mix]
+    most = [t.max_layers for t in mix]
+    typical = [max(1, round(2 * k / 3)) if k else 0 for k in most]
+    return typical, most, [_first_speed(t) for t in mix]
 
 
 def _fixed_point(mix: list[_Type], cost: CostModel) -> tuple[list[int], list[float]]:
@@ -193,10 +194,10 @@ def _fixed_point(mix: list[_Type], cost: CostModel) -> tuple[list[int], list[flo
     for _ in range(ROUNDS):
         mean_s = _mean_layer_s(mix, typical, speed)
         updated = [
-            y * _throughput(t, cost, y, y / p, mean_s)
+            y * _throughput(t, cost, y, y / p, mean_s) if y else 0.0
             for t, y, p in zip(mix, typical, speed, strict=True)
         ]
-        # A type without room for KV passes nothing; its old speed keeps the mean finite.
+        # A type without room passes nothing; its old speed keeps the mean finite.
         speed = [new if new > 0 else old for new, old in zip(updated, speed, strict=True)]
     return typical, speed
 
