@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from rich.table import Table
+from rich.text import Text
 
 from penstock.errors import InputError
 from penstock.experiments.rows import Row, Verdict, as_csv, as_json, counts
 from penstock.storage import write_text
-
-if TYPE_CHECKING:
-    from rich.table import Table
-    from rich.text import Text
 
 STYLES: dict[Verdict, str] = {
     "within": "green",
@@ -38,9 +36,6 @@ def write_rows(rows: Sequence[Row], directory: Path) -> list[Path]:
 
 def rows_table(rows: Sequence[Row]) -> Table:
     """The rows, grouped by experiment and case; each name is printed once."""
-    from rich.table import Table
-    from rich.text import Text
-
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("experiment", "case", "metric"):
         table.add_column(name, overflow="fold")
@@ -91,8 +86,6 @@ def notes(rows: Sequence[Row]) -> list[str]:
 
 def verdict_line(rows: Sequence[Row]) -> Text:
     """How many rows have each verdict."""
-    from rich.text import Text
-
     parts = [Text(f"{n} {name}", style=STYLES[name]) for name, n in _ordered(rows)]
     return Text(", ").join(parts) if parts else Text("no rows")
 

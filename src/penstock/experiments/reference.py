@@ -45,7 +45,7 @@ def read_table(path: Path, *columns: str) -> list[Record]:
     try:
         with path.open(encoding="utf-8", newline="") as stream:
             reader = csv.DictReader(stream)
-            rows = list(reader)
+            rows: list[Record] = list(reader)
             header = reader.fieldnames or []
     except OSError as error:
         raise InputError(

@@ -77,87 +77,89 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """What a row is about; shared by all figures of one case."""
+    """What a case is called; shared by all its figures."""
 
     experiment: str
     case: str
 
+    def of(self, metric: str, unit: str) -> Subject:
+        return Subject(self, metric, unit)
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What one row is about."""
+
+    labels: Labels
+    metric: str
+    unit: str
+
 
 def judged(
-    labels: Labels,
-    metric: str,
-    unit: str,
+    subject: Subject,
     published: float,
     ours: float | None,
     tolerance: Tolerance,
+    *,
     note: str = "",
 ) -> Row:
     """A row that must agree: ``within`` or ``differs``; ``failed`` without a figure of ours."""
-    verdict: Verdict = "failed"
-    if ours is not None and isfinite(ours):
-        verdict = "within" if tolerance.allows(published, ours) else "differs"
-    return _row(labels, metric, unit, published, ours, str(tolerance), verdict, note)
+    verdict: Verdict = "differs"
+    if ours is not None and tolerance.allows(published, ours):
+        verdict = "within"
+    return _row(subject, (published, ours), verdict, tolerance=str(tolerance), note=note)
 
 
 def at_least(
-    labels: Labels,
-    metric: str,
-    unit: str,
-    published: float | None,
-    ours: float | None,
-    goal: float,
-    note: str = "",
+    subject: Subject, published: float | None, ours: float | None, goal: float, *, note: str = ""
 ) -> Row:
     """A row where more is better: ``better`` from ``goal`` on, else ``worse``."""
-    verdict: Verdict = "failed"
-    if ours is not None and isfinite(ours):
-        verdict = "better" if ours >= goal else "worse"
-    return _row(labels, metric, unit, published, ours, f"at least {goal:g}", verdict, note)
+    verdict: Verdict = "better" if ours is not None and ours >= goal else "worse"
+    return _row(subject, (published, ours), verdict, tolerance=f"at least {goal:g}", note=note)
 
 
 def at_most(
-    labels: Labels,
-    metric: str,
-    unit: str,
-    published: float | None,
-    ours: float | None,
-    goal: float,
-    note: str = "",
+    subject: Subject, published: float | None, ours: float | None, goal: float, *, note: str = ""
 ) -> Row:
     """A row where less is better: ``better`` up to ``goal``, else ``worse``."""
-    verdict: Verdict = "failed"
-    if ours is not None and isfinite(ours):
-        verdict = "better" if ours <= goal else "worse"
-    return _row(labels, metric, unit, published, ours, f"at most {goal:g}", verdict, note)
+    verdict: Verdict = "better" if ours is not None and ours <= goal else "worse"
+    return _row(subject, (published, ours), verdict, tolerance=f"at most {goal:g}", note=note)
 
 
 def information(
-    labels: Labels,
-    metric: str,
-    unit: str,
-    published: float | None,
-    ours: float | None,
-    note: str = "",
+    subject: Subject, published: float | None, ours: float | None, *, note: str = ""
 ) -> Row:
     """A row that is shown, not judged."""
-    verdict: Verdict = "failed" if ours is None else "information"
-    return _row(labels, metric, unit, published, ours, "", verdict, note)
+    return _row(subject, (published, ours), "information", tolerance="", note=note)
+
+
+def failed(labels: Labels, error: str) -> Row:
+    """The row of a case that gave no figure at all."""
+    return _row(labels.of("result", ""), (None, None), "failed", tolerance="", note=error)
 
 
 def _row(
-    labels: Labels,
-    metric: str,
-    unit: str,
-    published: float | None,
-    ours: float | None,
-    tolerance: str,
+    subject: Subject,
+    figures: tuple[float | None, float | None],
     verdict: Verdict,
+    *,
+    tolerance: str,
     note: str,
 ) -> Row:
-    if ours is not None and not isfinite(ours):
+    published, ours = figures
+    if ours is None or not isfinite(ours):
         ours, verdict = None, "failed"
+    labels = subject.labels
     return Row(
-        labels.experiment, labels.case, metric, unit, published, ours, tolerance, verdict, note
+        labels.experiment,
+        labels.case,
+        subject.metric,
+        subject.unit,
+        published,
+        ours,
+        tolerance,
+        verdict,
+        note,
     )
 
 

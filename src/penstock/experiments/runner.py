@@ -1,4 +1,4 @@
-"""Many independent tasks on a few processes: progress, order, and Ctrl-C that keeps what is done."""
+"""Many tasks on a few processes: progress, order, and Ctrl-C that keeps what is done."""
 
 from __future__ import annotations
 

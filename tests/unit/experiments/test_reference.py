@@ -62,7 +62,7 @@ def test_a_damaged_table_names_its_place(tmp_path: Path, text: str, message: str
 
 def test_an_absent_table_is_an_input_error(tmp_path: Path) -> None:
     """A missing file of the folder is named."""
-    with pytest.raises(InputError, match="gone.csv"):
+    with pytest.raises(InputError, match=r"gone\.csv"):
         read_table(tmp_path / "gone.csv")
 
 

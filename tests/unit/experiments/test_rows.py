@@ -24,6 +24,8 @@ from penstock.experiments.rows import (
 )
 
 LABELS = Labels("6.3 single", "llama2-70b offline helix")
+THROUGHPUT = LABELS.of("decode throughput", "tokens/s")
+LATENCY_P50 = LABELS.of("prompt latency p50", "s")
 ONE_PERCENT = Tolerance(relative=0.01)
 LATENCY = Tolerance(relative=0.02, absolute=0.02, unit="s")
 
@@ -46,7 +48,7 @@ def test_a_figure_is_within_when_the_wider_limit_allows_it(
     tolerance: Tolerance, published: float, ours: float, verdict: str
 ) -> None:
     """The relative and the absolute limit are alternatives, and the limit itself is allowed."""
-    row = judged(LABELS, "throughput", "tokens/s", published, ours, tolerance)
+    row = judged(THROUGHPUT, published, ours, tolerance)
     assert row.verdict == verdict
 
 
@@ -65,9 +67,9 @@ def test_a_figure_within_a_tolerance_is_within_a_wider_one(
 def test_a_missing_or_broken_figure_fails(ours: float | None) -> None:
     """What we could not compute is never shown as a number."""
     for row in (
-        judged(LABELS, "m", "s", 1.0, ours, ONE_PERCENT),
-        at_least(LABELS, "m", "s", 1.0, ours, 1.0),
-        information(LABELS, "m", "s", 1.0, ours),
+        judged(LATENCY_P50, 1.0, ours, ONE_PERCENT),
+        at_least(LATENCY_P50, 1.0, ours, 1.0),
+        information(LATENCY_P50, 1.0, ours),
     ):
         assert row.verdict == "failed"
         assert row.ours is None
@@ -75,16 +77,16 @@ def test_a_missing_or_broken_figure_fails(ours: float | None) -> None:
 
 def test_a_goal_is_met_from_the_goal_on() -> None:
     """``at_least`` counts the goal itself as met and names it."""
-    assert at_least(LABELS, "m", "tokens/s", 252.1, 300.0, 300.0).verdict == "better"
-    row = at_least(LABELS, "m", "tokens/s", 252.1, 299.9, 300.0)
+    assert at_least(THROUGHPUT, 252.1, 300.0, 300.0).verdict == "better"
+    row = at_least(THROUGHPUT, 252.1, 299.9, 300.0)
     assert (row.verdict, row.tolerance) == ("worse", "at least 300")
 
 
 def test_json_rows_have_the_documented_keys_in_order() -> None:
     """Programs find the same keys in every row; a note appears only where there is one."""
     rows = [
-        judged(LABELS, "m", "s", 1.0, 1.0, LATENCY),
-        information(LABELS, "m", "s", None, 2.0, "why"),
+        judged(LATENCY_P50, 1.0, 1.0, LATENCY),
+        information(LATENCY_P50, None, 2.0, note="why"),
     ]
     first, second = json.loads(as_json(rows))
     assert tuple(first) == COLUMNS[:-1]
@@ -95,7 +97,7 @@ def test_json_rows_have_the_documented_keys_in_order() -> None:
 
 def test_csv_holds_the_same_figures_as_json() -> None:
     """Both files are written from one list of values."""
-    rows = [judged(LABELS, "m", "s", 1 / 3, 2 / 3, LATENCY)]
+    rows = [judged(LATENCY_P50, 1 / 3, 2 / 3, LATENCY)]
     (read,) = csv.DictReader(io.StringIO(as_csv(rows)))
     assert float(read["published"]) == as_dicts(rows)[0]["published"] == 0.3333333
     assert read["note"] == ""
@@ -103,5 +105,5 @@ def test_csv_holds_the_same_figures_as_json() -> None:
 
 def test_counts_add_up() -> None:
     """Every row is counted under its verdict."""
-    rows = [judged(LABELS, "m", "s", 1.0, ours, ONE_PERCENT) for ours in (1.0, 2.0, 1.001, None)]
+    rows = [judged(LATENCY_P50, 1.0, ours, ONE_PERCENT) for ours in (1.0, 2.0, 1.001, None)]
     assert counts(rows) == {"within": 2, "differs": 1, "failed": 1}

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 
-from penstock.errors import InputError
+from penstock.errors import InputError, PenstockError
 from penstock.experiments.runner import Task, run_tasks
 from penstock.plan.planner import Progress
 
@@ -72,7 +72,5 @@ def test_faults_are_not_swallowed() -> None:
 
 def test_a_dead_worker_is_one_line() -> None:
     """A worker killed from outside ends the table with a line that says what to do."""
-    from penstock.errors import PenstockError
-
     with pytest.raises(PenstockError, match="--processes 1"):
         run_tasks([Task("a", 1, die), Task("b", 1, die)], 2)

@@ -46,15 +46,30 @@ MODELS = {"llama30b": "llama-30b", "llama70b": "llama2-70b"}
 
 
 @dataclass(frozen=True, slots=True)
+class Traffic:
+    """Load and measured window of one run.
+
+    ``in_flight``: initial queries where feeding follows KV memory (``feed_mark`` given), else the
+    constant number in flight; None for traffic that arrives at ``token_rate`` (tokens/s, prompt
+    and output). ``drains``: run on after the window until all are served.
+    """
+
+    token_rate: float | None
+    in_flight: int | None
+    feed_mark: float | None
+    warmup_s: float
+    window_s: float
+    drains: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Simulation:
     """One run of the simulator in the published settings.
 
     ``placement`` is a folder under ``placements/``; ``prefix`` picks one of several placements in
-    it; ``cluster_file`` is the fleet it was made for. ``in_flight``: initial queries where feeding follows KV memory (``feed_mark`` given), else
-    the constant number in flight; None for traffic that arrives (``token_rate``, tokens/s).
-    ``drains``: run on after the window until all are served.
-    Only offline Helix turned requests away (``drop``). Online it masks by KV memory and never had
-    to wait (``queue`` is then the same); the baselines look at no memory at all (``none``).
+    it; ``cluster_file`` is the fleet it was made for. Only offline Helix turned requests away
+    (``drop``). Online it masks by KV memory and never had to wait (``queue`` is then the same);
+    the baselines look at no memory at all (``none``).
     """
 
     model: str
@@ -63,14 +78,9 @@ class Simulation:
     router: RouterName
     cluster_file: str
     force_set: bool
-    token_rate: float | None
-    in_flight: int | None
+    traffic: Traffic
     kv_high_water_mark: float | None
     output_ratio: float | None
-    feed_mark: float | None
-    warmup_s: float
-    window_s: float
-    drains: bool
     admission: AdmissionName
     granularity: Granularity = "layerwise"
 
@@ -192,8 +202,14 @@ def _simulation(row: Record, path: Path) -> Simulation:
         raise SpecError("unknown scheduler", source=path, key="scheduler", value=row["scheduler"])
     folder, _, rest = row["placement"].partition(" (")
     in_flight = optional(row, "initial_queries", path)
-    feed_mark = optional(row, "feed_hwm", path)
-    online = row["mode"] == "online"
+    traffic = Traffic(
+        token_rate=optional(row, "online_token_rate", path),
+        in_flight=None if in_flight is None else int(in_flight),
+        feed_mark=optional(row, "feed_hwm", path),
+        warmup_s=number(row, "warm_up_s", path),
+        window_s=number(row, "measured_window_s", path),
+        drains=row["mode"] == "online" and row["kind"] == "simulation",
+    )
     return Simulation(
         model=row["model"],
         placement=folder,
@@ -201,14 +217,9 @@ def _simulation(row: Record, path: Path) -> Simulation:
         router=_ROUTERS[row["scheduler"]],
         cluster_file=row["cluster_file"],
         force_set=row["force_set"] == "yes",
-        token_rate=optional(row, "online_token_rate", path),
-        in_flight=None if in_flight is None else int(in_flight),
+        traffic=traffic,
         kv_high_water_mark=optional(row, "kv_expected_hwm", path),
         output_ratio=optional(row, "expected_output_ratio", path),
-        feed_mark=feed_mark,
-        warmup_s=number(row, "warm_up_s", path),
-        window_s=number(row, "measured_window_s", path),
-        drains=online and row["kind"] == "simulation",
         admission=_admission(row),
     )
 

@@ -6,11 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from penstock.cost.base import CostModel
+from penstock.cost.load import cost_model
 from penstock.experiments.helix.cases import MODELS, Simulation
 from penstock.experiments.helix.flows import Edges, PublishedFlow, StoredPlacement, fleet_of
 from penstock.plan.helix_import import import_placement
 from penstock.plan.plan import Plan, Routing
 from penstock.spec.helix_ini import read_cluster
+from penstock.spec.load import load_model
 
 AVERAGE_OUTPUT_TOKENS = 240
 """The output length Helix's admission expects before it is scaled by the run's ratio."""
@@ -18,9 +20,6 @@ AVERAGE_OUTPUT_TOKENS = 240
 
 def table_cost(helix: Path, model: str) -> CostModel:
     """The published layer tables of ``llama30b`` or ``llama70b``."""
-    from penstock.cost.load import cost_model
-    from penstock.spec.load import load_model
-
     return cost_model(load_model(MODELS[model]), helix / "profiles")
 
 

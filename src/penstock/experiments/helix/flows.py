@@ -10,6 +10,7 @@ from pathlib import Path
 from penstock.errors import InputError, SpecError
 from penstock.experiments.reference import Record, number, read_table
 from penstock.spec.cluster import COORDINATOR, Cluster
+from penstock.spec.helix_ini import read_cluster
 
 Edges = Mapping[tuple[str, str], float]
 CLUSTER_FILES = (
@@ -127,8 +128,6 @@ def machines(text: str, path: Path) -> tuple[tuple[str, int], ...]:
 
 def fleet_of(helix: Path, mix: tuple[tuple[str, int], ...]) -> Cluster:
     """The published fleet with these machines. Raises ``InputError``."""
-    from penstock.spec.helix_ini import read_cluster
-
     for name in CLUSTER_FILES:
         cluster = read_cluster(helix / name)
         found = Counter(node.machine_type for node in cluster.nodes)

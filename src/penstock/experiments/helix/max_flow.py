@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from penstock.experiments.helix.cases import matches
 from penstock.experiments.helix.fleet import published_plan
@@ -15,7 +16,7 @@ SECTION = "max-flow"
 TOLERANCE = Tolerance(absolute=0.01, unit="tokens/s")
 
 
-def max_flow_tasks(helix: Path, only: str) -> list[Task[list[Row]]]:
+def max_flow_tasks(helix: Path, only: str) -> list[Task[Any]]:
     """One task a placement."""
     tasks = []
     for flow in read_published_flows(helix):
@@ -35,4 +36,5 @@ def max_flow_row(helix: Path, flow: PublishedFlow) -> list[Row]:
     plan = published_plan(helix, flow)
     note = "over-full nodes: T(k) extrapolated as published" if flow.over_full else ""
     ours = plan.max_flow_tokens_per_s
-    return [judged(_labels(flow), "max flow", "tokens/s", flow.value, ours, TOLERANCE, note)]
+    subject = _labels(flow).of("max flow", "tokens/s")
+    return [judged(subject, flow.value, ours, TOLERANCE, note=note)]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 from penstock.errors import SpecError
 from penstock.experiments.helix.cases import Case, Simulation, read_cases
@@ -16,12 +18,14 @@ from penstock.experiments.helix.measured import Measured
 from penstock.experiments.helix.run import run_simulation
 from penstock.experiments.helix.search import search_tasks
 from penstock.experiments.helix.table import Problems, case_rows, congestion_rows
-from penstock.experiments.rows import Labels, Row, information
+from penstock.experiments.rows import Labels, Row, failed
 from penstock.experiments.runner import Outcome, Task, run_tasks
 from penstock.plan.planner import ProgressCallback, silent
 from penstock.sim.options import Granularity
 
 SECTIONS = ("6.3", "6.4", "6.5", "6.6", "6.7", "6.8", "6.9", MAX_FLOW)
+
+Result = Measured | list[Row]
 
 
 @dataclass(frozen=True)
@@ -44,8 +48,6 @@ class Table:
 
 def check_sections(sections: Sequence[str]) -> tuple[str, ...]:
     """The sections in their own order; none named = all. Raises ``SpecError``."""
-    from difflib import get_close_matches
-
     for name in sections:
         if name not in SECTIONS:
             near = get_close_matches(name, SECTIONS, 1, 0.5)
@@ -58,6 +60,14 @@ def check_sections(sections: Sequence[str]) -> tuple[str, ...]:
     return tuple(name for name in SECTIONS if name in sections or not sections)
 
 
+def check_granularity(name: str) -> Granularity:
+    """Raises ``SpecError`` for a name that is none."""
+    for known in get_args(Granularity):
+        if name == known:
+            return known  # type: ignore[no-any-return]
+    raise SpecError("unknown value", key="--granularity", value=name, fix="use layerwise, nodewise")
+
+
 def reproduce_helix(helix: Path, request: Request, progress: ProgressCallback = silent) -> Table:
     """Run the chosen experiments and put every published figure beside ours."""
     cases = [
@@ -67,15 +77,19 @@ def reproduce_helix(helix: Path, request: Request, progress: ProgressCallback = 
     ]
     edges = read_edge_flows(helix)
     runs = _distinct([part for case in cases for part in case.parts.values()])
-    simulations = [
-        Task(_label(run, cases), _weight(run), partial(run_simulation, helix, run, _flows(run, edges)))
+    simulations: list[Task[Result]] = [
+        Task(
+            _label(run, cases),
+            _weight(run),
+            partial(run_simulation, helix, run, _flows(run, edges)),
+        )
         for run in runs
     ]
-    others: list[Task[list[Row]]] = []
+    others: list[Task[Result]] = []
     if MAX_FLOW in request.sections:
         others += max_flow_tasks(helix, request.only)
     others += search_tasks(helix, request.sections, request.only)
-    tasks: list[Task[Measured | list[Row]]] = [*simulations, *others]
+    tasks = [*simulations, *others]
     if not tasks:
         raise SpecError(
             "matches no experiment", key="--only", value=request.only, fix="use fewer words"
@@ -86,18 +100,14 @@ def reproduce_helix(helix: Path, request: Request, progress: ProgressCallback = 
     for task, outcome in zip(others, outcomes.results[len(runs) :], strict=True):
         rows += _rows_of(task.label, outcome)
     unfinished = [
-        task.label
-        for task, outcome in zip(tasks, outcomes.results, strict=True)
-        if outcome is None
+        task.label for task, outcome in zip(tasks, outcomes.results, strict=True) if outcome is None
     ]
     rows.sort(key=lambda row: SECTIONS.index(row.experiment.split()[0]))
     return Table(tuple(rows), tuple(unfinished))
 
 
 def _at(case: Case, granularity: Granularity) -> Case:
-    parts = {
-        name: replace(part, granularity=granularity) for name, part in case.parts.items()
-    }
+    parts = {name: replace(part, granularity=granularity) for name, part in case.parts.items()}
     return replace(case, parts=parts)
 
 
@@ -119,17 +129,17 @@ def _weight(run: Simulation) -> float:
     nodes = 42 if "het42" in run.placement or run.placement.endswith("_42") else 24
     if "separate" in run.placement or run.prefix:
         nodes //= 4
-    return nodes * (run.warmup_s + run.window_s)
+    return nodes * (run.traffic.warmup_s + run.traffic.window_s)
 
 
-def _flows(run: Simulation, edges: dict[str, Edges]) -> Edges | None:
+def _flows(run: Simulation, edges: Mapping[str, Edges]) -> Edges | None:
     return edges.get(run.key) if run.router == "maxflow" else None
 
 
 def _case(
     helix: Path,
     case: Case,
-    done: dict[Simulation, Outcome[Measured | list[Row]] | None],
+    done: dict[Simulation, Outcome[Result] | None],
 ) -> list[Row]:
     parts: dict[str, Measured] = {}
     lines: dict[str, str] = {}
@@ -148,10 +158,10 @@ def _case(
     return rows
 
 
-def _rows_of(label: str, outcome: Outcome[Measured | list[Row]] | None) -> list[Row]:
+def _rows_of(label: str, outcome: Outcome[Result] | None) -> list[Row]:
     if outcome is None:
         return []
     if isinstance(outcome.value, list):
         return outcome.value
     section, _, case = label.partition(" ")
-    return [information(Labels(section, case), "result", "", None, None, outcome.error)]
+    return [failed(Labels(section, case), outcome.error)]

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from penstock.experiments.helix.cases import matches
 from penstock.experiments.helix.fleet import table_cost
@@ -19,6 +20,10 @@ from penstock.experiments.rows import Labels, Row, Tolerance, at_least, at_most,
 from penstock.experiments.runner import Task
 from penstock.plan.plan import Plan
 from penstock.plan.planner import PlannerOptions, Progress
+from penstock.plan.problem import placement_problem
+from penstock.plan.prune import prune
+from penstock.plan.registry import planner
+from penstock.spec.helix_ini import read_cluster
 
 OPTIMUM = Tolerance(absolute=0.01, unit="tokens/s")
 WALL = "wall seconds of one process; published: 20 threads of a commercial solver"
@@ -67,7 +72,7 @@ class Found:
     total_s: float
 
 
-def search_tasks(helix: Path, sections: Sequence[str], only: str) -> list[Task[list[Row]]]:
+def search_tasks(helix: Path, sections: Sequence[str], only: str) -> list[Task[Any]]:
     """One task a problem: runs that differ only in initial values share our search."""
     chosen = [s for s in SEARCHES if s.section in sections and matches(only, s.labels)]
     groups: dict[tuple[str, str, int | None], list[Search]] = {}
@@ -94,11 +99,6 @@ def search_rows(helix: Path, searches: tuple[Search, ...]) -> list[Row]:
 
 
 def _solve(helix: Path, search: Search, goal: float) -> Found:
-    from penstock.plan.problem import placement_problem
-    from penstock.plan.prune import prune
-    from penstock.plan.registry import planner
-    from penstock.spec.helix_ini import read_cluster
-
     cost = table_cost(helix, search.model)
     problem = placement_problem(read_cluster(helix / search.cluster_file), cost)
     if search.keep_links is not None:
@@ -123,21 +123,22 @@ def _rows(search: Search, record: Record, path: Path, found: Found) -> list[Row]
     goal = number(record, "best_objective_tokens_per_s", path)
     reached_s = number(record, "seconds_to_final_incumbent", path)
     ours = plan.max_flow_tokens_per_s
-    bound = plan.max_flow_bound_tokens_per_s
-    time_row = at_most(
-        labels, f"time to {goal:.2f} tokens/s", "s", reached_s, found.reached_s, reached_s, WALL
+    reached = labels.of(f"time to {goal:.2f} tokens/s", "s")
+    bound = information(
+        labels.of("upper bound", "tokens/s"),
+        number(record, "best_bound", path),
+        plan.max_flow_bound_tokens_per_s,
     )
-    published_bound = number(record, "best_bound", path)
-    bound_row = information(labels, "upper bound", "tokens/s", published_bound, bound)
+    time_row = at_most(reached, reached_s, found.reached_s, reached_s, note=WALL)
     if search.section == "6.8":
-        best = at_least(labels, "best max flow", "tokens/s", goal, ours, goal)
-        return [time_row, best, bound_row]
+        best = at_least(labels.of("best max flow", "tokens/s"), goal, ours, goal)
+        return [time_row, best, bound]
     proof_s = number(record, "solver_seconds", path)
-    proof = "proved optimal" if plan.proved_optimal else "not proved"
+    proved_s = found.total_s if plan.proved_optimal else None
+    note = "proved optimal" if plan.proved_optimal else "not proved"
     return [
-        judged(labels, "optimum", "tokens/s", goal, ours, OPTIMUM, proof),
+        judged(labels.of("optimum", "tokens/s"), goal, ours, OPTIMUM, note=note),
         time_row,
-        at_most(labels, "time to the proof", "s", proof_s,
-                found.total_s if plan.proved_optimal else None, proof_s, WALL),
-        bound_row,
-    ]  # fmt: skip
+        at_most(labels.of("time to the proof", "s"), proof_s, proved_s, proof_s, note=WALL),
+        bound,
+    ]

@@ -52,10 +52,10 @@ def _row(
         labels = Labels(labels.experiment, f"{labels.case} {figure.scope}")
     value = ours.get(figure.scope, {}).get(figure.metric)
     note = problems.note(figure.scope) or _note(case)
+    subject = labels.of(figure.metric, figure.unit)
     if case.kind == "prototype":
-        return information(labels, figure.metric, figure.unit, figure.value, value, note)
-    tolerance = _tolerance(case, figure.metric)
-    return judged(labels, figure.metric, figure.unit, figure.value, value, tolerance, note)
+        return information(subject, figure.value, value, note=note)
+    return judged(subject, figure.value, value, _tolerance(case, figure.metric), note=note)
 
 
 def _any_flow(case: Case) -> bool:
@@ -87,15 +87,6 @@ def congestion_rows(helix: Path, case: Case, result: Measured | None, problem: s
         published = number(record, "mean_prompt_residence_s", path)
         node = f"compute_node_{record['compute_node_uid']}"
         ours = None if result is None else result.residence_s.get(node)
-        rows.append(
-            judged(
-                case.labels,
-                f"prompt residence node {record['compute_node_uid']}",
-                "s",
-                published,
-                ours,
-                LATENCY,
-                problem or _note(case),
-            )
-        )
+        subject = case.labels.of(f"prompt residence node {record['compute_node_uid']}", "s")
+        rows.append(judged(subject, published, ours, LATENCY, note=problem or _note(case)))
     return rows

@@ -56,12 +56,13 @@ def test_separate_plus_is_separate_and_one_more_pipeline(cases: tuple[Case, ...]
 
 
 def test_settings_follow_the_method(cases: tuple[Case, ...]) -> None:
-    """Only Helix feeds by KV memory; online runs have a rate and offline runs a number in flight."""
+    """Only Helix feeds by KV memory; online runs have a rate, offline runs a number in flight."""
     for case in cases:
         for part in case.parts.values():
-            assert (part.token_rate is None) == (case.mode == "offline")
-            assert (part.in_flight is None) == (case.mode == "online")
-            assert (part.feed_mark is not None) == (
+            traffic = part.traffic
+            assert (traffic.token_rate is None) == (case.mode == "offline")
+            assert (traffic.in_flight is None) == (case.mode == "online")
+            assert (traffic.feed_mark is not None) == (
                 part.router == "maxflow" and case.mode == "offline"
             )
             assert (part.kv_high_water_mark is not None) == (part.router == "maxflow")
