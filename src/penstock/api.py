@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from penstock.errors import SpecError
+from penstock.errors import Infeasible, SpecError
 from penstock.plan.plan import AdmissionName, Plan, RouterName
-from penstock.plan.planner import Objective, PlannerOptions, ProgressCallback, silent
+from penstock.plan.planner import Objective, PlannerOptions, Progress, ProgressCallback, silent
 
 if TYPE_CHECKING:
-    from penstock.cost.base import CostModel
+    from penstock.cost.base import CostModel, Provenance
     from penstock.measure.compare import Comparison
     from penstock.measure.run import Run
     from penstock.plan.placement import PlacementProblem
@@ -81,7 +81,7 @@ def plan(
     """
     from penstock.evaluate import simulated_evaluator
     from penstock.plan.registry import planner as planner_named
-    from penstock.sim.simulate import SimulationOptions
+    from penstock.sim.options import SimulationOptions
 
     goal = _one_of(objective, get_args(Objective), "--objective")
     method = planner_named(planner)
@@ -102,9 +102,7 @@ def plan(
     )
     if goal == "maxflow":
         return method.plan(problem, options)
-    with simulated_evaluator(
-        traffic, problem.cost, goal, SimulationOptions(), workers
-    ) as evaluate:
+    with simulated_evaluator(traffic, problem.cost, goal, SimulationOptions(), workers) as evaluate:
         found = method.plan(problem, replace(options, evaluate=evaluate))
         if found.objective == goal:
             return found
@@ -132,9 +130,9 @@ def simulate(
 ) -> Run:
     """Run ``plan`` under ``workload`` in virtual time; arguments replace the documents' values."""
     from penstock.plan.document import read_plan
-    from penstock.sim.simulate import Granularity, SimulationOptions
+    from penstock.sim.options import Granularity, SimulationOptions
     from penstock.sim.simulate import simulate as run_simulation
-    from penstock.spec.faults import load_faults
+    from penstock.spec.faults import FaultSchedule, load_faults
 
     loaded = read_plan(Path(plan)) if isinstance(plan, (str, Path)) else plan
     traffic = load_traffic(
@@ -158,10 +156,73 @@ def simulate(
     options = SimulationOptions(
         granularity=_one_of(granularity, get_args(Granularity), "--granularity"),
         seed=traffic.seed if seed is None else seed,
-        faults=() if faults is None else load_faults(faults),
+        faults=FaultSchedule() if faults is None else load_faults(faults),
         progress=progress,
     )
     return run_simulation(loaded, traffic, cost_of(loaded, profiles), options)
+
+
+@dataclass(frozen=True)
+class Showcase:
+    """What every planner made of one problem, in the order of the registry."""
+
+    plans: tuple[Plan, ...]
+    runs: tuple[Run, ...]
+    infeasible: tuple[tuple[str, str], ...]
+    provenance: tuple[Provenance, ...]
+
+
+def showcase(
+    cluster: Cluster | str | Path,
+    model: ModelSpec | str | Path,
+    workload: Workload | str | Path = DEFAULT_WORKLOAD,
+    *,
+    profiles: str | Path | None = None,
+    baseline_time_limit_s: float = 8.0,
+    seed: int = 0,
+    progress: ProgressCallback = silent,
+) -> Showcase:
+    """Plan with every planner and simulate every plan under the same workload.
+
+    ``baseline_time_limit_s`` stops the mixed-integer program, which would run for hours.
+    """
+    from penstock.evaluate import simulate_all
+    from penstock.plan.registry import planners
+    from penstock.sim.options import SimulationOptions
+
+    names = list(planners())
+    plans: list[Plan] = []
+    infeasible: list[tuple[str, str]] = []
+    for done, name in enumerate(names):
+        progress(Progress(f"planning with {name}", fraction=done / (len(names) + 1)))
+        try:
+            plans.append(
+                plan(
+                    cluster,
+                    model,
+                    workload,
+                    planner=name,
+                    objective="throughput" if name == "penstock" else "maxflow",
+                    profiles=profiles,
+                    time_limit_s=baseline_time_limit_s if name == "helix-milp" else None,
+                    seed=seed,
+                )
+            )
+        except Infeasible as reason:
+            infeasible.append((name, str(reason)))
+    if not plans:
+        raise Infeasible("no planner found a plan", fix=infeasible[0][1])
+    progress(Progress("simulating every plan", fraction=len(names) / (len(names) + 1)))
+    cost = cost_of(plans[0], profiles)
+    runs = simulate_all(
+        plans,
+        load_traffic(workload),
+        cost,
+        SimulationOptions(seed=seed),
+        min(MAX_PROCESSES, available_cores()),
+    )
+    named = tuple(replace(run, name=made.planner) for run, made in zip(runs, plans, strict=True))
+    return Showcase(tuple(plans), named, tuple(infeasible), cost.provenance)
 
 
 def compare(*runs: Run) -> Comparison:

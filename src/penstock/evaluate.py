@@ -15,7 +15,8 @@ from penstock.measure.metrics import summarise
 from penstock.measure.run import Run
 from penstock.plan.plan import Plan
 from penstock.plan.planner import Evaluator, Objective, Score
-from penstock.sim.simulate import SimulationOptions, simulate
+from penstock.sim.options import SimulationOptions
+from penstock.sim.simulate import simulate
 from penstock.spec.workload import Workload
 
 
@@ -45,16 +46,34 @@ def _score(job: tuple[Plan, Workload, CostModel, Objective, SimulationOptions]) 
     return score_of(simulate(plan, workload, cost, options), workload, objective)
 
 
+def simulate_all(
+    plans: Sequence[Plan],
+    workload: Workload,
+    cost: CostModel,
+    options: SimulationOptions,
+    processes: int,
+) -> list[Run]:
+    """Run every plan under the same workload, in order, over several processes."""
+    jobs = [(plan, workload, cost, options) for plan in plans]
+    with worker_pool(min(processes, len(jobs))) as pool:
+        if pool is None:
+            return [simulate(*job) for job in jobs]
+        return list(pool.map(_simulate, jobs))
+
+
+def _simulate(job: tuple[Plan, Workload, CostModel, SimulationOptions]) -> Run:
+    return simulate(*job)
+
+
 def score_of(run: Run, workload: Workload, objective: Objective) -> Score:
     """The objective's value in a run: decode tokens/s, or good requests/s."""
-    summary = summarise(run, classes=workload.classes)
+    overall = summarise(run, classes=workload.classes).overall
     if objective == "goodput":
-        attained = summary.slo_attainment
-        share = "no limits set" if attained is None else f"{100 * attained:.1f} % within limits"
-        return Score(summary.goodput_requests_per_s or 0.0, share)
+        share = 100 * (overall.slo_attainment or 0.0)
+        return Score(overall.goodput_requests_per_s or 0.0, f"{share:.1f} % within limits")
     return Score(
-        summary.decode_throughput_tokens_per_s,
-        f"{summary.rejected} rejected, {summary.preemptions} preempted",
+        overall.decode_throughput_tokens_per_s,
+        f"{overall.rejected} rejected, {overall.preemptions} preempted",
     )
 
 
