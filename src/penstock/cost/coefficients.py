@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from math import sqrt
 from pathlib import Path
 
 import yaml
@@ -33,11 +34,15 @@ class Group:
     """All-reduce between the accelerators of one node, by kind of interconnect.
 
     bandwidth   share of the interconnect bandwidth reached
-    latency_s   of one all-reduce, however small
+    latency_s   of a small all-reduce between two; grows with the root of the group's size,
+                which follows nccl-tests from 2 to 8 members
     """
 
     bandwidth: float
     latency_s: float
+
+    def latency_of(self, members: int) -> float:
+        return self.latency_s * sqrt(members / 2)
 
 
 @dataclass(frozen=True, slots=True)

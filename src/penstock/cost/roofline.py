@@ -161,7 +161,7 @@ def roofline_timer(
         group = coefficients.group(node.accelerator.interconnect)
         ring = all_reduce_bytes(work.hidden_bytes_per_token, gpus)
         extra_s_per_token += 2 * ring / (_interconnect(node) * group.bandwidth)
-        fixed_s += 2 * group.latency_s
+        fixed_s += 2 * group.latency_of(gpus)
     dense_s = work.always_read_bytes / bytes_per_s
     experts_s = work.expert_bytes / bytes_per_s
     miss = work.expert_miss
