@@ -1,0 +1,121 @@
+"""What the nodes did over time: heat maps and a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penstock.measure.metrics import Summary
+from penstock.measure.run import Run
+from penstock.plan.plan import Plan
+from penstock.report.charts import heat_map
+from penstock.report.numbers import figure, row_figures
+
+Floats = NDArray[np.float64]
+
+MOST_ROWS = 90
+MOST_COLUMNS = 120
+
+
+@dataclass(frozen=True)
+class NodeSection:
+    """``table`` rows: name, utilisation, peak KV, batches, mean prompt residence."""
+
+    title: str
+    busy: str
+    queued: str
+    kv_use: str
+    aggregated: str
+    table: tuple[tuple[str, str, str, str, str], ...]
+
+
+def node_section(index: int, run: Run, plan: Plan | None, summary: Summary) -> NodeSection | None:
+    """Return the maps of ``run``; None when it recorded nothing about nodes.
+
+    More than ``MOST_ROWS`` nodes are averaged by region and type.
+    """
+    series = run.node_series
+    if series is None and not summary.nodes:
+        return None
+    busy = queued = kv_use = aggregated = ""
+    if series is not None and len(series.busy):
+        order, rows, groups = _rows(series.names, plan)
+        if len(rows) < len(series.names):
+            aggregated = f"{len(series.names):,} nodes, averaged by region and type."
+        end = series.start_s + series.bucket_s * len(series.busy)
+
+        def drawn(values: Floats, full: float, title: str, label: str, key: str) -> str:
+            return heat_map(
+                _coarse(values[:, order].T, groups, len(rows)),
+                rows,
+                start_s=series.start_s,
+                end_s=end,
+                full=full,
+                full_label=label,
+                title=f"{title}, {run.name}",
+                name=f"{key}-{index}",
+            )
+
+        longest = max(float(np.quantile(series.queued, 0.995)), 1.0)
+        busy = drawn(series.busy, 1.0, "Busy share of each node over time", "100%", "busy")
+        queued = drawn(
+            series.queued,
+            longest,
+            "Waiting iterations at each node",
+            f"{longest:,.0f} or more",
+            "queued",
+        )
+        kv_use = drawn(series.kv_use, 1.0, "KV memory in use at each node", "100%", "kv")
+    residence = row_figures([node.mean_prompt_residence_s for node in summary.nodes], "s")
+    table = tuple(
+        (
+            node.name,
+            figure(node.utilisation, "share"),
+            figure(node.peak_kv_fraction, "share"),
+            f"{node.batches:,}",
+            f"{text} {residence[0]}",
+        )
+        for node, text in zip(summary.nodes, residence[1], strict=True)
+    )
+    return NodeSection(summary.name, busy, queued, kv_use, aggregated, table)
+
+
+def _rows(
+    names: tuple[str, ...], plan: Plan | None
+) -> tuple[NDArray[np.int64], list[str], NDArray[np.int64]]:
+    """Order of the nodes, labels of the rows, and the row of each ordered node."""
+    known = {node.name: node for node in plan.cluster.nodes} if plan is not None else {}
+    first: dict[str, int] = {}
+    if plan is not None:
+        for engine in plan.engines:
+            for stage in engine.stages:
+                first.setdefault(stage.node, stage.start_layer)
+
+    def group(name: str) -> str:
+        node = known.get(name)
+        return "" if node is None else f"{node.region} {node.machine_type}"
+
+    order = sorted(range(len(names)), key=lambda i: (group(names[i]), first.get(names[i], 0), i))
+    if len(names) <= MOST_ROWS:
+        ordered = np.array(order, dtype=np.int64)
+        return ordered, [names[i] for i in order], np.arange(len(names))
+    labels = list(dict.fromkeys(group(names[i]) or "nodes" for i in order))
+    row = {label: i for i, label in enumerate(labels)}
+    rows = np.array([row[group(names[i]) or "nodes"] for i in order], dtype=np.int64)
+    return np.array(order, dtype=np.int64), labels, rows
+
+
+def _coarse(values: Floats, groups: NDArray[np.int64], count: int) -> Floats:
+    """Average ``[nodes, buckets]`` to ``[count, at most MOST_COLUMNS]``."""
+    sums = np.zeros((count, values.shape[1]))
+    np.add.at(sums, groups, np.nan_to_num(values))
+    rows = sums / np.maximum(np.bincount(groups, minlength=count), 1)[:, None]
+    buckets = rows.shape[1]
+    if buckets <= MOST_COLUMNS:
+        return rows
+    edges = np.linspace(0, buckets, MOST_COLUMNS + 1).astype(np.int64)
+    widths = np.diff(edges)
+    coarse: Floats = np.add.reduceat(rows, edges[:-1], axis=1) / widths
+    return coarse
