@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-import numpy as np
-
 from penstock.errors import Infeasible
+from penstock.plan.bounds import work_bound
 from penstock.plan.build import build_plan
+from penstock.plan.fleet import Fleet
 from penstock.plan.flow import max_flow
 from penstock.plan.placement import Interval, Placement, PlacementProblem
 from penstock.plan.plan import AdmissionName, Engine, Plan, RouterName, Routing, Unused
@@ -20,16 +20,6 @@ LegList = list[tuple[int, int]]
 MAX_LEGS_PER_NODE = 48
 """Published planners join a node with at most as many successors as the cluster has nodes (24 or
 42); the cap keeps plans of larger fleets readable and never binds on the published ones."""
-
-
-def work_bound(problem: PlacementProblem) -> float:
-    """Tokens/s no placement exceeds: sum of every node's best ``k * T(k)``, divided by L.
-
-    Helix, section 3.2 (upper bound of the early stop).
-    """
-    layers = np.arange(problem.throughput.shape[1])
-    best = (problem.throughput * layers).max(axis=1)
-    return float(best[problem.node_type].sum()) / problem.num_layers
 
 
 def pipeline_legs(problem: PlacementProblem, order: Sequence[int]) -> LegList:
@@ -88,7 +78,8 @@ def published_plan(
     notes = list(reasons)
     if idle:
         notes.append(f"hold layers but carry no flow: {', '.join(idle)}")
-    bound = max(work_bound(problem), flow.value)
+    limit = work_bound(Fleet.of(problem))
+    bound = max(limit.value, flow.value)
     plan = build_plan(
         problem,
         placement,
@@ -98,7 +89,7 @@ def published_plan(
         value=flow.value,
         bound=bound,
         max_flow_bound=bound,
-        bound_method="work",
+        bound_method=limit.method,
         proved_optimal=flow.value >= bound * (1 - 1e-9),
         routing=Routing(router=router),
         admission=admission,

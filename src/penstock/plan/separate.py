@@ -242,7 +242,7 @@ def _unused(
         if intervals[i] is not None:
             continue
         kind = problem.node_type[i]
-        members = np.flatnonzero(problem.node_type == kind)
+        members = np.flatnonzero(problem.node_type == kind).tolist()
         room = sum(most[j] for j in members)
         name = problem.type_names[kind]
         if room < problem.num_layers:
