@@ -32,7 +32,8 @@ __all__ = [
 
 def plan_to_dict(plan: Plan) -> dict[str, object]:
     """Plain data for ``plan``, in the order of the document."""
-    from penstock.spec.load import cluster_to_dict, model_to_dict  # noqa: PLC0415 - heavy
+    from penstock.spec.cluster_file import cluster_to_dict  # noqa: PLC0415 - heavy
+    from penstock.spec.model_file import model_to_dict  # noqa: PLC0415 - heavy
 
     return {
         "penstock_plan": VERSION,
@@ -91,7 +92,7 @@ _NOTES = {
     "legs": "[from, to, planned flow in tokens/s, capacity in tokens/s]",
     "cluster": "what the plan was made for",
 }
-_ROWS = ("unused", "engines", "legs")
+_ROWS = ("reasons", "unused", "engines", "legs")
 
 
 def format_plan(plan: Plan) -> str:
@@ -104,7 +105,7 @@ def format_plan(plan: Plan) -> str:
             parts.append(f"{key}:\n")
             parts += [f"- {_one_line(row)}\n" for row in value]
         else:
-            parts.append(_dump({key: value}))
+            parts.append(_dump(key, value))
     return "".join(parts)
 
 
@@ -132,12 +133,12 @@ UNITS: Mapping[str, str] = {
 }
 
 
-def _dump(value: object) -> str:
+def _dump(key: str, value: object) -> str:
     text: str = yaml.dump(
-        value,
+        {key: value},
         Dumper=_Dumper,
         sort_keys=False,
-        default_flow_style=None,
+        default_flow_style=None if isinstance(value, (dict, list)) else False,
         width=_WIDTH,
         allow_unicode=True,
     )
@@ -146,14 +147,14 @@ def _dump(value: object) -> str:
 
 def _one_line(row: object) -> str:
     text: str = yaml.dump(
-        row,
+        [row],
         Dumper=_Dumper,
         sort_keys=False,
         default_flow_style=True,
         width=float("inf"),
         allow_unicode=True,
     )
-    return text.strip()
+    return text.strip()[1:-1]
 
 
 class _Dumper(yaml.SafeDumper):

@@ -86,7 +86,8 @@ def _plan(data: Mapping[str, object]) -> Plan:
             fix="plan again with this version",
         )
     fields = _Fields("", data, _KEYS, _OPTIONAL)
-    from penstock.spec.load import cluster_from_dict, model_from_dict  # noqa: PLC0415 - heavy
+    from penstock.spec.cluster_file import cluster_from_dict  # noqa: PLC0415 - heavy
+    from penstock.spec.model_file import model_from_dict  # noqa: PLC0415 - heavy
 
     cluster = _nested("cluster", cluster_from_dict, fields.mapping("cluster"))
     model = _nested("model", model_from_dict, fields.mapping("model"))

@@ -2,7 +2,8 @@
 
 Source: the hand-written baselines of Helix's evaluation (specification section 3.5). They fill
 nodes beyond the recommended layer counts ("force_set"), with more GPU memory given to the engine
-than elsewhere; ``full_memory_kv`` states what KV memory is then left.
+than elsewhere, and with KV capacities typed by hand, which disagree with each other;
+``full_memory_kv`` states what KV memory is then left.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ class SeparatePlanner:
         ]
         if beyond:
             reasons.append(
-                f"{len(beyond)} nodes hold more layers than recommended; their T(k) is extrapolated"
+                f"{len(beyond)} nodes hold more layers than recommended; KV memory and T(k) extrapolated"
             )
         return published_plan(
             over_full_problem(problem),
@@ -106,9 +107,22 @@ class SeparatePlanner:
         )
 
 
+class _FullMemoryTables(LayerTableCost):
+    """The tables of ``cost``, with the KV memory of ``full_memory_kv`` beyond them."""
+
+    def __init__(self, cost: LayerTableCost) -> None:
+        super().__init__(cost.model, cost.directory)
+        self.profiled = cost
+
+    def kv_capacity_layer_tokens(self, node: Node, layers: int) -> int:
+        return full_memory_kv(self.profiled, node, layers)
+
+
 def over_full_problem(problem: PlacementProblem) -> PlacementProblem:
-    """``problem`` with T(k) for any number of layers, as the published pipelines assume."""
-    wide = typical_throughput(problem.cluster, problem.cost, over_full=True)
+    """``problem`` with T(k) for any number of layers, on the KV memory really left."""
+    cost = problem.cost
+    honest = _FullMemoryTables(cost) if isinstance(cost, LayerTableCost) else cost
+    wide = typical_throughput(problem.cluster, honest, over_full=True)
     return replace(problem, max_layers=wide.max_layers, throughput=wide.throughput)
 
 
