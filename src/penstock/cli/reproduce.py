@@ -54,9 +54,12 @@ def reproduce(
     from penstock import api
     from penstock.errors import InputError, SpecError
     from penstock.experiments.reference import find_reference
+    from penstock.spec.names import did_you_mean
 
     if system not in SYSTEMS:
-        raise SpecError("unknown system", key="SYSTEM", value=system, fix=_suggest(system))
+        raise SpecError(
+            "unknown system", key="SYSTEM", value=system, fix=did_you_mean(system, SYSTEMS)
+        )
     if processes is not None and processes < 1:
         raise SpecError("must be at least 1", key="--processes", value=processes, fix="give 1")
     if output is not None and output.exists() and not output.is_dir():
@@ -80,13 +83,6 @@ def reproduce(
     if unfinished:
         note(f"stopped: {len(unfinished)} of the chosen runs are missing")
         raise KeyboardInterrupt
-
-
-def _suggest(name: str) -> str:
-    from difflib import get_close_matches
-
-    near = get_close_matches(name.lower(), SYSTEMS, 1, 0.4)
-    return f"did you mean {near[0]}?" if near else f"use {', '.join(SYSTEMS)}"
 
 
 def _run(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import get_args
@@ -22,6 +21,7 @@ from penstock.experiments.rows import Labels, Row, failed
 from penstock.experiments.runner import Outcome, Task, run_tasks
 from penstock.plan.planner import ProgressCallback, silent
 from penstock.sim.options import Granularity
+from penstock.spec.names import did_you_mean
 
 SECTIONS = ("6.3", "6.4", "6.5", "6.6", "6.7", "6.8", "6.9", MAX_FLOW)
 
@@ -50,12 +50,8 @@ def check_sections(sections: Sequence[str]) -> tuple[str, ...]:
     """The sections in their own order; none named = all. Raises ``SpecError``."""
     for name in sections:
         if name not in SECTIONS:
-            near = get_close_matches(name, SECTIONS, 1, 0.5)
             raise SpecError(
-                "no such section",
-                key="sections",
-                value=name,
-                fix=f"did you mean {near[0]}?" if near else f"use {', '.join(SECTIONS)}",
+                "no such section", key="sections", value=name, fix=did_you_mean(name, SECTIONS)
             )
     return tuple(name for name in SECTIONS if name in sections or not sections)
 
