@@ -78,6 +78,56 @@ def bar_chart(
     return frame(width, len(labels) * row + 4, *parts, title=title, description=said, name=name)
 
 
+def range_chart(
+    labels: Sequence[str],
+    ranges: Sequence[tuple[float, float, float, float]],
+    *,
+    title: str,
+    name: str,
+) -> str:
+    """Return (p25, median, p75, p95) of seconds as one bar, mark and whisker a row."""
+    width, row, left, right = 560.0, 30.0, 150.0, 84.0
+    high = max((r[3] for r in ranges if math.isfinite(r[3])), default=1.0) or 1.0
+    height = len(labels) * row
+
+    def x(value: float) -> float:
+        return left + (width - left - right) * value / high
+
+    parts = []
+    for tick in linear_ticks(0.0, high, 4):
+        at = x(tick)
+        parts.append(element("line", x1=at, x2=at, y1=0, y2=height, class_="grid"))
+        parts.append(text(at, height + 14, _seconds(tick), text_anchor="middle", class_="tick"))
+    said = []
+    for i, (label, (p25, p50, p75, p95)) in enumerate(zip(labels, ranges, strict=True)):
+        middle = i * row + 14.0
+        parts.append(
+            text(left - 10, middle + 4.5, _short(label, 22), text_anchor="end", class_="label")
+        )
+        if not math.isfinite(p95):
+            parts.append(text(left, middle + 4.5, "not defined", class_="muted"))
+            continue
+        hint = f"{label}: median {_seconds(p50)}, p95 {_seconds(p95)}"
+        said.append(hint)
+        parts += [
+            element("line", x1=x(p75), x2=x(p95), y1=middle, y2=middle, class_="whisker"),
+            element("line", x1=x(p95), x2=x(p95), y1=middle - 5, y2=middle + 5, class_="whisker"),
+            element(
+                "rect",
+                tooltip(hint),
+                x=x(p25),
+                y=middle - 7,
+                height=14,
+                width=max(x(p75) - x(p25), 1.0),
+                rx=2,
+                class_="box",
+            ),
+            element("line", x1=x(p50), x2=x(p50), y1=middle - 7, y2=middle + 7, class_="median"),
+            text(x(p95) + 8, middle + 4.5, _seconds(p95), class_="value"),
+        ]
+    return frame(width, height + 20, *parts, title=title, description="; ".join(said), name=name)
+
+
 def cdf_chart(series: Sequence[Series], *, title: str, name: str, axis: str) -> str:
     """Return cumulative distributions of seconds, overlaid; log axis where they span decades."""
     width, height, left, bottom, top, right = 560.0, 300.0, 46.0, 40.0, 10.0, 14.0
@@ -203,8 +253,9 @@ def heat_map(
     ]
     for tick in linear_ticks(start_s, end_s, 6):
         at = label_width + room * (tick - start_s) / max(end_s - start_s, 1e-12)
+        anchor = "end" if at > width - 20 else "middle"
         parts.append(
-            text(at, count * row + 14, f"{tick:,.0f} s", text_anchor="middle", class_="tick")
+            text(at, count * row + 14, f"{tick:,.0f} s", text_anchor=anchor, class_="tick")
         )
     parts.append(_ramp(label_width, count * row + 24, full_label))
     mean = float(np.nanmean(values)) if values.size else 0.0

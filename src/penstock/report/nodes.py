@@ -97,7 +97,11 @@ def _rows(
         node = known.get(name)
         return "" if node is None else f"{node.region} {node.machine_type}"
 
-    order = sorted(range(len(names)), key=lambda i: (group(names[i]), first.get(names[i], 0), i))
+    seen = list(dict.fromkeys(group(name) for name in [*known, *names]))
+    rank = {label: i for i, label in enumerate(seen)}
+    order = sorted(
+        range(len(names)), key=lambda i: (rank[group(names[i])], first.get(names[i], 0), i)
+    )
     if len(names) <= MOST_ROWS:
         ordered = np.array(order, dtype=np.int64)
         return ordered, [names[i] for i in order], np.arange(len(names))

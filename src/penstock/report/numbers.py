@@ -8,17 +8,18 @@ from collections.abc import Sequence
 DASH = "–"  # noqa: RUF001 - an en dash stands for "undefined" in tables
 
 
-def defined(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
-
-
-def row_figures(values: Sequence[float | None], unit: str) -> tuple[str, list[str]]:
+def row_figures(
+    values: Sequence[float | None], unit: str, *, scale: Sequence[float | None] | None = None
+) -> tuple[str, list[str]]:
     """Format the values of one row alike; returns the unit to show and one text a value.
+
+    ``scale`` are the values that decide on unit and decimals, where that is more than the row.
 
     Seconds become ms where all are below one second, shares become %; undefined is a dash.
     The number of decimals follows the largest value: three or four significant digits.
     """
-    known = [abs(value) for value in values if value is not None and math.isfinite(value)]
+    deciding = values if scale is None else scale
+    known = [abs(value) for value in deciding if value is not None and math.isfinite(value)]
     factor = 1.0
     if unit == "s" and known and max(known) < 1.0:
         unit, factor = "ms", 1e3

@@ -9,67 +9,16 @@ from penstock.cost.base import Provenance
 from penstock.measure.compare import Comparison, compare_runs
 from penstock.measure.definitions import DEFINITIONS
 from penstock.measure.fleet import Fleet, fleet_of, fleet_of_run
-from penstock.measure.metrics import Distribution, Group, RankPercentiles, Summary
+from penstock.measure.metrics import Summary
 from penstock.measure.run import Run
-from penstock.measure.samples import collect
 from penstock.plan.plan import Plan
-from penstock.report.charts import Series, bar_chart, cdf_chart
+from penstock.report.blocks import Cell, Table, TableRow, Tile
+from penstock.report.charts import bar_chart, range_chart
+from penstock.report.latency import LatencySection, latency_section
 from penstock.report.nodes import NodeSection, node_section
 from penstock.report.numbers import change, figure, row_figures
-from penstock.report.placement_drawing import placement_drawing
+from penstock.report.plans import PlanSection, plan_section
 from penstock.report.provenance import Fact, cost_facts, planner_of, run_facts
-
-
-@dataclass(frozen=True)
-class Tile:
-    label: str
-    value: str
-    unit: str
-    note: str
-
-
-@dataclass(frozen=True)
-class Cell:
-    text: str
-    change: str = ""
-    best: bool = False
-
-
-@dataclass(frozen=True)
-class TableRow:
-    label: str
-    unit: str
-    cells: tuple[Cell, ...]
-
-
-@dataclass(frozen=True)
-class Table:
-    """``caption`` heads a group of rows; ``columns`` are the same for all groups of a table."""
-
-    caption: str
-    columns: tuple[str, ...]
-    rows: tuple[TableRow, ...]
-
-
-@dataclass(frozen=True)
-class PlanSection:
-    anchor: str
-    title: str
-    facts: tuple[Fact, ...]
-    proof: str
-    drawing: str
-    coloured_by: str
-    unused: tuple[tuple[str, str], ...]
-    reasons: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class LatencySection:
-    ttft: str
-    decode: str
-    decode_title: str
-    legend: tuple[tuple[str, int], ...]
-    tables: tuple[Table, ...]
 
 
 @dataclass(frozen=True)
@@ -80,6 +29,8 @@ class Page:
     tiles: tuple[Tile, ...]
     bars: str
     bars_title: str
+    spread: str
+    spread_title: str
     comparison: tuple[Table, ...]
     verdicts: tuple[tuple[str, str, str, str, str], ...]
     latency: LatencySection | None
@@ -114,10 +65,15 @@ def build_page(
         tiles=_tiles(comparison, best, paired, plans),
         bars=bars,
         bars_title=bars_title,
+        spread=_spread(comparison),
+        spread_title="End-to-end latency: p25 to p75, median, p95",
         comparison=_comparison_tables(comparison) if comparison else (),
         verdicts=_verdicts(comparison) if comparison else (),
-        latency=_latency(runs, comparison) if comparison else None,
-        plans=tuple(_plan_section(i, plan, comparison, paired) for i, plan in enumerate(plans)),
+        latency=latency_section(runs, comparison) if comparison else None,
+        plans=tuple(
+            plan_section(i, plan, _utilisation(plan, comparison, paired))
+            for i, plan in enumerate(plans)
+        ),
         nodes=tuple(
             section
             for i, run in enumerate(runs)
@@ -146,6 +102,15 @@ def plan_of(run: Run, plans: Sequence[Plan], index: int, count: int) -> Plan | N
         return named[0]
     if len(plans) == count and (not named or plans[index] in named):
         return plans[index]
+    return None
+
+
+def _utilisation(
+    plan: Plan, comparison: Comparison | None, paired: Sequence[Plan | None]
+) -> Mapping[str, float] | None:
+    for summary, own in zip(_summaries(comparison), paired, strict=True):
+        if own is plan and summary.nodes:
+            return {node.name: node.utilisation for node in summary.nodes}
     return None
 
 
@@ -213,7 +178,7 @@ def _headline(comparison: Comparison | None, best: int | None, plans: Sequence[P
     second = order[1]
     mine, other = worth(comparison.summaries[best]), worth(comparison.summaries[second])
     what = "goodput" if judged else "decode throughput"
-    lead = f", {change(mine / other - 1)} over {comparison.names[second]}" if other > 0 else ""
+    lead = f": {mine / other - 1:.1%} above {comparison.names[second]}" if other > 0 else ""
     return f"{name} has the highest {what}{lead}."
 
 
@@ -280,6 +245,18 @@ def _bars(comparison: Comparison | None, plans: Sequence[Plan]) -> tuple[str, st
     return "", ""
 
 
+def _spread(comparison: Comparison | None) -> str:
+    if comparison is None or not any(s.overall.e2e.count for s in comparison.summaries):
+        return ""
+    spreads = [summary.overall.e2e for summary in comparison.summaries]
+    return range_chart(
+        comparison.names,
+        [(d.p25, d.p50, d.p75, d.p95) for d in spreads],
+        title="End-to-end latency of each run",
+        name="spread",
+    )
+
+
 def _comparison_tables(comparison: Comparison) -> tuple[Table, ...]:
     tables: list[Table] = []
     sections = list(dict.fromkeys(row.metric.section for row in comparison.rows))
@@ -308,134 +285,4 @@ def _verdicts(comparison: Comparison) -> tuple[tuple[str, str, str, str, str], .
         unit, (a, b) = row_figures([item.simulated, item.measured], item.metric.unit)
         label = f"{item.metric.label}, {unit}" if unit else item.metric.label
         result.append((label, a, b, change(item.error), item.verdict))
-    return tuple(result)
-
-
-def _latency(runs: Sequence[Run], comparison: Comparison) -> LatencySection:
-    ttft, decode = [], []
-    published = any(not run.first_iteration_is_token for run in runs)
-    for i, (run, name) in enumerate(zip(runs, comparison.names, strict=True)):
-        samples = collect(run, ())
-        gaps = samples.gap_in_window if published else samples.gap_in_window & samples.gap_is_itl
-        first = (
-            samples.prompt_latency_s[samples.prompt_in_window]
-            if published
-            else samples.ttft_s[samples.first_token_in_window]
-        )
-        ttft.append(Series(name, first, i))
-        decode.append(Series(name, samples.gap_s[gaps], i))
-    first_axis = "prompt latency" if published else "time to first token"
-    decode_title = "Decode latency" if published else "Inter-token latency"
-    return LatencySection(
-        ttft=cdf_chart(
-            ttft, title=f"Distribution of {first_axis}", name="cdf-ttft", axis=first_axis
-        ),
-        decode=cdf_chart(
-            decode,
-            title=f"Distribution of {decode_title.lower()}",
-            name="cdf-decode",
-            axis=decode_title.lower(),
-        ),
-        decode_title=decode_title,
-        legend=tuple((name, i % 8) for i, name in enumerate(comparison.names)),
-        tables=_latency_tables(comparison, published),
-    )
-
-
-_LATENCIES = (
-    ("TTFT", "ttft"),
-    ("TPOT", "tpot"),
-    ("Inter-token latency", "itl"),
-    ("End-to-end latency", "e2e"),
-    ("Queueing", "queue"),
-)
-
-
-def _latency_tables(comparison: Comparison, published: bool) -> tuple[Table, ...]:
-    groups: list[tuple[str, Group]] = []
-    for name, summary in zip(comparison.names, comparison.summaries, strict=True):
-        groups.append((name, summary.overall))
-        groups += [(f"{name} · {group.name}", group) for group in summary.classes]
-    tables = []
-    columns = ("mean", "p25", "p50", "p75", "p90", "p95", "p99", "p99.9")
-    for title, attribute in _LATENCIES:
-        rows = [_percentiles(name, getattr(group, attribute)) for name, group in groups]
-        if any(cell.text != "–" for row in rows for cell in row.cells):  # noqa: RUF001
-            tables.append(Table(title, columns, tuple(rows)))
-    if published:
-        for title, attribute in (
-            ("Prompt latency, published percentiles", "prompt_latency"),
-            ("Decode latency, published percentiles", "decode_latency"),
-        ):
-            rows = [_ranks(name, getattr(group, attribute)) for name, group in groups]
-            tables.append(Table(title, ("mean", "p5", "p25", "p50", "p75", "p95"), tuple(rows)))
-    return tuple(tables)
-
-
-def _percentiles(name: str, d: Distribution) -> TableRow:
-    values = (d.mean, d.p25, d.p50, d.p75, d.p90, d.p95, d.p99, d.p999)
-    unit, texts = row_figures(values, "s")
-    return TableRow(name, unit, tuple(Cell(text) for text in texts))
-
-
-def _ranks(name: str, d: RankPercentiles) -> TableRow:
-    unit, texts = row_figures((d.mean, d.p5, d.p25, d.p50, d.p75, d.p95), "s")
-    return TableRow(name, unit, tuple(Cell(text) for text in texts))
-
-
-def _plan_section(
-    index: int, plan: Plan, comparison: Comparison | None, paired: Sequence[Plan | None]
-) -> PlanSection:
-    utilisation = None
-    for summary, own in zip(_summaries(comparison), paired, strict=True):
-        if own is plan and summary.nodes:
-            utilisation = {node.name: node.utilisation for node in summary.nodes}
-            break
-    unit = {"maxflow": "tok/s", "throughput": "tok/s", "goodput": "req/s"}[plan.objective]
-    used = len({stage.node for engine in plan.engines for stage in engine.stages})
-    facts = (
-        Fact("Max flow", figure(plan.max_flow_tokens_per_s, "tok/s")),
-        Fact(f"Objective: {plan.objective}", figure(plan.value, unit)),
-        Fact("Nodes used", f"{used:,} of {len(plan.cluster.nodes):,}"),
-        Fact("Engines, legs", f"{len(plan.engines):,}, {len(plan.legs):,}"),
-        Fact("Router", f"{plan.routing.router}, admission {plan.admission}"),
-        Fact("Seed", str(plan.seed)),
-    )
-    return PlanSection(
-        anchor=f"plan-{index}",
-        title=plan.planner,
-        facts=facts,
-        proof=proof_line(plan),
-        drawing=placement_drawing(plan, name=f"placement-{index}", utilisation=utilisation),
-        coloured_by="share of the window the node was busy"
-        if utilisation
-        else "planned flow through the node, relative to the largest",
-        unused=_unused(plan),
-        reasons=plan.reasons,
-    )
-
-
-def proof_line(plan: Plan) -> str:
-    """Say how far the plan can be from the best possible, and how that is known."""
-    method = f" ({plan.bound_method})" if plan.bound_method else ""
-    flow, bound = plan.max_flow_tokens_per_s, plan.max_flow_bound_tokens_per_s
-    if bound is None:
-        return "No bound was computed: how far this plan is from the best possible is not known."
-    line = f"Max flow {figure(flow, 'tok/s')}, bound {figure(bound, 'tok/s')}{method}"
-    if plan.proved_optimal:
-        return f"{line}: proved optimal."
-    gap = f"{bound / flow - 1:.2%}" if flow > 0 else "unbounded"
-    return f"{line}: gap {gap}."
-
-
-def _unused(plan: Plan) -> tuple[tuple[str, str], ...]:
-    """Unused nodes by reason: (names, reason), in the order of the plan."""
-    by_reason: dict[str, list[str]] = {}
-    for entry in plan.unused:
-        by_reason.setdefault(entry.reason, []).append(entry.node)
-    result = []
-    for reason, names in by_reason.items():
-        shown = ", ".join(names[:12])
-        more = f" and {len(names) - 12:,} more" if len(names) > 12 else ""
-        result.append((shown + more, reason))
     return tuple(result)

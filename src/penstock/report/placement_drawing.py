@@ -39,9 +39,14 @@ def placement_drawing(
     """
     used = {stage.node for engine in plan.engines for stage in engine.stages}
     groups = _groups(plan, used)
-    if len(used) > MOST_ROWS:
-        return _aggregated(plan, groups, name)
+    if is_aggregated(plan):
+        return _aggregated(plan, groups, utilisation, name)
     return _detailed(plan, groups, utilisation, name)
+
+
+def is_aggregated(plan: Plan) -> bool:
+    """Whether the drawing shows groups of nodes instead of nodes."""
+    return len({stage.node for engine in plan.engines for stage in engine.stages}) > MOST_ROWS
 
 
 def engine_load(plan: Plan) -> Mapping[str, float]:
@@ -70,7 +75,7 @@ def _groups(plan: Plan, used: set[str]) -> list[tuple[str, list[Node]]]:
             machine if len(regions) == 1 else f"{region} · {machine}",
             sorted(nodes, key=lambda node: first[node.name]),
         )
-        for (region, machine), nodes in sorted(groups.items(), key=lambda item: item[0][0])
+        for (region, machine), nodes in groups.items()
     ]
 
 
@@ -233,39 +238,56 @@ def _legs(plan: Plan, legs: Sequence[Leg], bars: Sequence[_Bar]) -> list[str]:
     return lines
 
 
-def _aggregated(plan: Plan, groups: Sequence[tuple[str, list[Node]]], name: str) -> str:
+def _aggregated(
+    plan: Plan,
+    groups: Sequence[tuple[str, list[Node]]],
+    utilisation: Mapping[str, float] | None,
+    name: str,
+) -> str:
     layers = plan.model.num_hidden_layers
     held = {label: np.zeros(layers, dtype=np.int64) for label, _ in groups}
-    flow = dict.fromkeys(held, 0.0)
-    load = engine_load(plan)
+    entering = dict.fromkeys(held, 0.0)
     group_of = {node.name: label for label, nodes in groups for node in nodes}
+    engine_group = {engine.name: group_of[engine.stages[0].node] for engine in plan.engines}
     for engine in plan.engines:
         for stage in engine.stages:
             held[group_of[stage.node]][stage.start_layer : stage.end_layer] += 1
-        flow[group_of[engine.stages[0].node]] += load[engine.name]
-    parts = [
-        text(_WIDTH - 12, 12, "flow, tok/s", text_anchor="end", class_="axis"),
-    ]
-    y, tall = _TOP, 46.0
+    for leg in plan.legs:
+        if leg.dst in engine_group and engine_group.get(leg.src) != engine_group[leg.dst]:
+            entering[engine_group[leg.dst]] += leg.flow_tokens_per_s
+    parts = [text(_WIDTH - 12, 12, "entering, tok/s", text_anchor="end", class_="axis")]
+    if utilisation:
+        parts.append(text(_WIDTH - 108, 12, "busy", text_anchor="end", class_="axis"))
+    y, tall = _TOP, 50.0
     for label, nodes in groups:
         peak = max(int(held[label].max()), 1)
+        base = y + tall - 8
         steps = []
         for layer in range(layers):
-            top = y + tall - 6 - (tall - 14) * int(held[label][layer]) / peak
+            top = base - (tall - 14) * int(held[label][layer]) / peak
             steps += [(_x(plan, layer), top), (_x(plan, layer + 1), top)]
-        base = y + tall - 6
         shape = " ".join(f"{number(a)},{number(b)}" for a, b in steps)
-        outline = (
-            f"{number(_LEFT)},{number(base)} {shape} {number(_x(plan, layers))},{number(base)}"
-        )
+        end = f"{number(_x(plan, layers))},{number(base)}"
         hint = f"{label}: {len(nodes)} nodes, up to {peak} hold the same layer"
         parts += [
-            text(12, y + 22, label, class_="group"),
-            text(12, y + 37, f"{len(nodes)} nodes, up to {peak} a layer", class_="muted"),
-            element("polygon", tooltip(hint), points=outline, class_="area"),
-            element("line", x1=12, x2=_WIDTH - 12, y1=base + 0.5, y2=base + 0.5, class_="rule"),
-            text(_WIDTH - 12, y + 30, f"{flow[label]:,.0f}", text_anchor="end", class_="figure"),
+            text(12, y + 20, label, class_="group"),
+            text(12, y + 36, f"{len(nodes)} nodes, {peak} deep", class_="muted"),
+            element(
+                "polygon",
+                tooltip(hint),
+                points=f"{number(_LEFT)},{number(base)} {shape} {end}",
+                class_="area",
+            ),
+            element("line", x1=12, x2=_WIDTH - 12, y1=y + tall - 2, y2=y + tall - 2, class_="rule"),
+            text(
+                _WIDTH - 12, y + 30, f"{entering[label]:,.0f}", text_anchor="end", class_="figure"
+            ),
         ]
+        if utilisation:
+            busy = float(np.mean([utilisation.get(node.name, 0.0) for node in nodes]))
+            parts.append(
+                text(_WIDTH - 108, y + 30, f"{busy:.0%}", text_anchor="end", class_="figure")
+            )
         y += tall
     return frame(
         _WIDTH,

@@ -1,0 +1,112 @@
+"""The latency section: distributions and percentiles of every run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from penstock.measure.compare import Comparison
+from penstock.measure.metrics import Distribution, Group, RankPercentiles
+from penstock.measure.run import Run
+from penstock.measure.samples import collect
+from penstock.report.blocks import Cell, Table, TableRow
+from penstock.report.charts import SERIES_STYLES, Series, cdf_chart
+from penstock.report.numbers import row_figures
+
+
+@dataclass(frozen=True)
+class LatencySection:
+    """Two charts, the runs in them (name, style), and one table a latency."""
+
+    ttft: str
+    decode: str
+    decode_title: str
+    legend: tuple[tuple[str, int], ...]
+    tables: tuple[Table, ...]
+
+
+def latency_section(runs: Sequence[Run], comparison: Comparison) -> LatencySection:
+    """Return the section; where a run has the published semantics, all show its two latencies."""
+    ttft, decode = [], []
+    published = any(not run.first_iteration_is_token for run in runs)
+    for i, (run, name) in enumerate(zip(runs, comparison.names, strict=True)):
+        samples = collect(run, ())
+        gaps = samples.gap_in_window if published else samples.gap_in_window & samples.gap_is_itl
+        first = (
+            samples.prompt_latency_s[samples.prompt_in_window]
+            if published
+            else samples.ttft_s[samples.first_token_in_window]
+        )
+        ttft.append(Series(name, first, i))
+        decode.append(Series(name, samples.gap_s[gaps], i))
+    first_axis = "prompt latency" if published else "time to first token"
+    decode_title = "Decode latency" if published else "Inter-token latency"
+    return LatencySection(
+        ttft=cdf_chart(
+            ttft, title=f"Distribution of {first_axis}", name="cdf-ttft", axis=first_axis
+        ),
+        decode=cdf_chart(
+            decode,
+            title=f"Distribution of {decode_title.lower()}",
+            name="cdf-decode",
+            axis=decode_title.lower(),
+        ),
+        decode_title=decode_title,
+        legend=tuple((name, i % SERIES_STYLES) for i, name in enumerate(comparison.names)),
+        tables=_latency_tables(comparison, published),
+    )
+
+
+_LATENCIES = (
+    ("TTFT", "ttft"),
+    ("TPOT", "tpot"),
+    ("Inter-token latency", "itl"),
+    ("End-to-end latency", "e2e"),
+    ("Queueing", "queue"),
+)
+
+
+def _latency_tables(comparison: Comparison, published: bool) -> tuple[Table, ...]:
+    groups: list[tuple[str, Group]] = []
+    for name, summary in zip(comparison.names, comparison.summaries, strict=True):
+        groups.append((name, summary.overall))
+        groups += [(f"{name} · {group.name}", group) for group in summary.classes]
+    tables = []
+    columns: tuple[str, ...] = ("mean", "p25", "p50", "p75", "p90", "p95", "p99", "p99.9")
+    for title, attribute in _LATENCIES:
+        spreads: list[Distribution] = [getattr(group, attribute) for _, group in groups]
+        rows: list[tuple[float, ...]] = [
+            (d.mean, d.p25, d.p50, d.p75, d.p90, d.p95, d.p99, d.p999) for d in spreads
+        ]
+        if any(d.count and d.maximum > 0 for d in spreads):
+            tables.append(_seconds_table(title, columns, [name for name, _ in groups], rows))
+    if published:
+        columns = ("mean", "p5", "p25", "p50", "p75", "p95")
+        for title, attribute in (
+            ("Prompt latency, published percentiles", "prompt_latency"),
+            ("Decode latency, published percentiles", "decode_latency"),
+        ):
+            ranks: list[RankPercentiles] = [getattr(group, attribute) for _, group in groups]
+            rows = [(d.mean, d.p5, d.p25, d.p50, d.p75, d.p95) for d in ranks]
+            tables.append(_seconds_table(title, columns, [name for name, _ in groups], rows))
+    return tuple(tables)
+
+
+def _seconds_table(
+    title: str,
+    columns: tuple[str, ...],
+    names: Sequence[str],
+    rows: Sequence[tuple[float, ...]],
+) -> Table:
+    """All rows in one unit with the same decimals, so that columns can be read down."""
+    every = [value for row in rows for value in row]
+    formatted = [row_figures(row, "s", scale=every) for row in rows]
+    unit = formatted[0][0] if formatted else "s"
+    return Table(
+        f"{title}, {unit}",
+        columns,
+        tuple(
+            TableRow(name, "", tuple(Cell(text) for text in texts))
+            for name, (_, texts) in zip(names, formatted, strict=True)
+        ),
+    )

@@ -1,0 +1,151 @@
+"""Tables for the terminal."""
+
+from __future__ import annotations
+
+from rich.console import Group as Stack
+from rich.table import Table
+from rich.text import Text
+
+from penstock.measure.compare import Comparison
+from penstock.measure.metrics import Distribution, Group, Summary
+from penstock.plan.plan import Plan
+from penstock.report.numbers import change, figure, row_figures
+from penstock.report.placement_drawing import engine_load
+
+
+def summary_table(summary: Summary) -> Stack:
+    """One run: rates, counts, then latency percentiles by class and over all."""
+    groups = [("all", summary.overall)] + [(group.name, group) for group in summary.classes]
+    rates = Table(title=f"{summary.name} ({summary.kind})", title_justify="left")
+    rates.add_column("")
+    for name, _ in groups:
+        rates.add_column(name, justify="right")
+    for label, unit, values in _rates(summary, [group for _, group in groups]):
+        shown, texts = row_figures(values, unit)
+        rates.add_row(f"{label} [dim]{shown}[/dim]", *texts)
+    columns = ("mean", "p25", "p50", "p75", "p90", "p95", "p99", "p99.9")
+    latency = Table(title="Latency", title_justify="left")
+    latency.add_column("")
+    for column in columns:
+        latency.add_column(column, justify="right")
+    for label, attribute in (
+        ("TTFT", "ttft"),
+        ("TPOT", "tpot"),
+        ("ITL", "itl"),
+        ("E2EL", "e2e"),
+    ):
+        for name, group in groups:
+            spread: Distribution = getattr(group, attribute)
+            if spread.count == 0:
+                continue
+            shown_values = (spread.mean, spread.p25, spread.p50, spread.p75, spread.p90, spread.p95)
+            unit, texts = row_figures([*shown_values, spread.p99, spread.p999], "s")
+            who = f" {name}" if len(groups) > 1 else ""
+            latency.add_row(f"{label}{who} [dim]{unit}[/dim]", *texts)
+    start, end = summary.window_s
+    note = Text(f"window {start:,.1f} s to {end:,.1f} s ({summary.window_length_s:,.1f} s)", "dim")
+    return Stack(rates, latency, note) if latency.rows else Stack(rates, note)
+
+
+def comparison_table(comparison: Comparison) -> Stack:
+    """Metrics down, runs across; the best of a row is bold, differences are to the first run."""
+    table = Table(title="Comparison", title_justify="left")
+    table.add_column("metric")
+    for name in comparison.names:
+        table.add_column(name, justify="right", overflow="fold")
+    section = ""
+    for row in comparison.rows:
+        if section and row.metric.section != section:
+            table.add_section()
+        section = row.metric.section
+        unit, texts = row_figures(row.values, row.metric.unit)
+        cells = []
+        for i, text in enumerate(texts):
+            cell = Text(text, "bold green" if i in row.best else "")
+            if i and row.metric.better != "neither" and row.relative[i] is not None:
+                cell.append(f" {change(row.relative[i])}", "dim not bold")
+            cells.append(cell)
+        table.add_row(Text.assemble(row.metric.label, (f" {unit}", "dim")), *cells)
+    parts: list[Table | Text] = [table]
+    if comparison.verdicts:
+        parts.append(_verdict_table(comparison))
+    windows = {summary.window_s for summary in comparison.summaries}
+    if len(windows) > 1:
+        parts.append(Text("the runs have different windows; rates are per second of each", "dim"))
+    return Stack(*parts)
+
+
+def plan_table(plan: Plan) -> Table:
+    """Stages of a plan: where the layers are and what flows through."""
+    load = engine_load(plan)
+    table = Table(title=f"{plan.model.name} on {plan.cluster.name}", title_justify="left")
+    table.add_column("node")
+    table.add_column("type")
+    table.add_column("region")
+    for column in ("layers", "count", "flow tok/s"):
+        table.add_column(column, justify="right")
+    rows = [
+        (stage.start_layer, i, stage, engine)
+        for i, engine in enumerate(plan.engines)
+        for stage in engine.stages
+    ]
+    for _, _, stage, engine in sorted(rows, key=lambda row: row[:2]):
+        node = plan.cluster.node(stage.node)
+        table.add_row(
+            stage.node,
+            node.machine_type,
+            node.region,
+            f"{stage.start_layer}-{stage.end_layer - 1}",
+            str(stage.num_layers),
+            f"{load[engine.name]:,.1f}",
+        )
+    return table
+
+
+def _verdict_table(comparison: Comparison) -> Table:
+    table = Table(title="Simulated against measured", title_justify="left")
+    table.add_column("metric")
+    for column in ("simulated", "measured", "error"):
+        table.add_column(column, justify="right")
+    table.add_column("verdict")
+    for item in comparison.verdicts:
+        colour = "green" if item.verdict == "within" else "red"
+        table.add_row(
+            item.metric.label,
+            figure(item.simulated, item.metric.unit),
+            figure(item.measured, item.metric.unit),
+            change(item.error),
+            Text(item.verdict, colour),
+        )
+    return table
+
+
+def _rates(summary: Summary, groups: list[Group]) -> list[tuple[str, str, list[float | None]]]:
+    rows: list[tuple[str, str, list[float | None]]] = [
+        ("decode throughput", "tok/s", [g.decode_throughput_tokens_per_s for g in groups]),
+        ("output throughput", "tok/s", [g.output_throughput_tokens_per_s for g in groups]),
+        ("requests finished", "req/s", [g.request_throughput_per_s for g in groups]),
+        ("goodput", "req/s", [g.goodput_requests_per_s for g in groups]),
+        ("SLO attainment", "share", [g.slo_attainment for g in groups]),
+        ("sent", "", [g.sent for g in groups]),
+        ("finished", "", [g.finished for g in groups]),
+        ("unfinished", "", [g.unfinished for g in groups]),
+        ("rejected", "", [g.rejected for g in groups]),
+        ("dropped", "", [g.dropped for g in groups]),
+        ("failed", "", [g.failed for g in groups]),
+        ("preemptions", "", [g.preemptions for g in groups]),
+        ("mean prompt served", "tokens", [g.mean_prompt_tokens for g in groups]),
+    ]
+    blank: list[float | None] = [None] * (len(groups) - 1)
+    for label, unit, value in (
+        ("mean node utilisation", "share", summary.mean_utilisation),
+        ("output per GPU", "tok/s", summary.tokens_per_s_per_gpu),
+        ("cost per 1M output tokens", "$", summary.cost_per_million_output_tokens),
+    ):
+        rows.append((label, unit, [value, *blank]))
+    optional = {"goodput", "SLO attainment", "rejected", "dropped", "failed", "preemptions"}
+    return [
+        row
+        for row in rows
+        if any(value is not None for value in row[2]) and (row[0] not in optional or any(row[2]))
+    ]
