@@ -92,7 +92,8 @@ class SeparatePlanner:
         ]
         if beyond:
             reasons.append(
-                f"{len(beyond)} nodes hold more layers than recommended; KV memory and T(k) extrapolated"
+                f"{len(beyond)} nodes hold more layers than recommended: KV memory and T(k) are "
+                "extrapolated"
             )
         return published_plan(
             over_full_problem(problem),
@@ -107,22 +108,10 @@ class SeparatePlanner:
         )
 
 
-class _FullMemoryTables(LayerTableCost):
-    """The tables of ``cost``, with the KV memory of ``full_memory_kv`` beyond them."""
-
-    def __init__(self, cost: LayerTableCost) -> None:
-        super().__init__(cost.model, cost.directory)
-        self.profiled = cost
-
-    def kv_capacity_layer_tokens(self, node: Node, layers: int) -> int:
-        return full_memory_kv(self.profiled, node, layers)
-
-
 def over_full_problem(problem: PlacementProblem) -> PlacementProblem:
-    """``problem`` with T(k) for any number of layers, on the KV memory really left."""
-    cost = problem.cost
-    honest = _FullMemoryTables(cost) if isinstance(cost, LayerTableCost) else cost
-    wide = typical_throughput(problem.cluster, honest, over_full=True)
+    """``problem`` with T(k) for any number of layers: beyond the recommended ones, as published,
+    a node does as many layer-tokens a second as at its recommended count."""
+    wide = typical_throughput(problem.cluster, problem.cost, over_full=True)
     return replace(problem, max_layers=wide.max_layers, throughput=wide.throughput)
 
 
