@@ -131,10 +131,7 @@ def _to_number(value: object, quantity: Quantity) -> float:
             value=value,
             fix=f"give {quantity.example}",
         )
-    number = float(match[1])
-    # Dividing by the exact inverse keeps "5 ms" == 0.005, where 5 * 1e-3 would not be.
-    inverse = round(1 / scale) if scale < 1 else 0
-    return number / inverse if inverse and 1 / inverse == scale else number * scale
+    return float(match[1]) * scale
 
 
 def parse_bytes(value: object, *, positive: bool = True) -> int:

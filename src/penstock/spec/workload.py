@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from random import Random
 from typing import Protocol
+
+from penstock.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +54,31 @@ class Lengths(Protocol):
 
 
 class OpenLoopArrivals(Protocol):
-    """Arrival times that do not depend on the system: strictly from ``rng``, ascending."""
+    """Arrival times that do not depend on the system: strictly from ``rng``, ascending.
 
-    def times(self, rng: Random, duration_s: float) -> Sequence[float]: ...
+    The stream is lazy: lengths may be drawn from the same ``rng`` between two times.
+    """
+
+    def times(self, rng: Random, duration_s: float) -> Iterator[float]: ...
+
+
+class Trace(Protocol):
+    """Explicit requests with ascending arrivals; can be walked again and again."""
+
+    def __iter__(self) -> Iterator[Request]: ...
+
+    def __len__(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
 class ClosedLoop:
-    """A constant number of requests in flight: each completion launches the next."""
+    """A constant number of requests in flight: each completion launches the next.
+
+    The first ones start ``interval_s`` apart and each launch follows its cause by that delay.
+    """
 
     concurrency: int
+    interval_s: float = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +98,8 @@ class Saturating:
 class Workload:
     """Lengths x arrivals x classes, over ``duration_s`` seconds, measured after ``warmup_s``.
 
-    ``trace`` (explicit requests, ascending arrivals) replaces lengths and arrivals.
+    ``trace`` (explicit requests, ascending arrivals) replaces lengths and arrivals; it is a tuple
+    or a ``traces.TraceFile``, which streams.
     """
 
     name: str
@@ -89,7 +107,42 @@ class Workload:
     warmup_s: float = 0.0
     lengths: Lengths | None = None
     arrivals: OpenLoopArrivals | ClosedLoop | Saturating | None = None
-    trace: tuple[Request, ...] = ()
+    trace: Trace = ()
     classes: tuple[SLOClass, ...] = ()
     seed: int = 0
     source: str = ""
+
+    def requests(self, seed: int | None = None) -> Iterator[Request]:
+        """Stream the requests of a trace or of open-loop arrivals, in order of arrival.
+
+        One generator gives arrivals and lengths in turn (the published order of draws), another
+        the classes. Raises ``InputError`` where requests depend on completions (closed loop,
+        saturating) or something is missing.
+        """
+        if len(self.trace):
+            yield from self.trace
+            return
+        if self.arrivals is None or self.lengths is None:
+            missing = "lengths" if self.lengths is None else "arrivals"
+            raise InputError(f"workload {self.name} has no {missing}; give it some, or a trace")
+        if isinstance(self.arrivals, ClosedLoop | Saturating):
+            raise InputError(
+                f"the requests of workload {self.name} depend on completions; "
+                "give it open-loop arrivals, such as poisson"
+            )
+        seed = self.seed if seed is None else seed
+        rng = Random(seed)
+        pick = class_picker(self.classes, seed)
+        for number, time_s in enumerate(self.arrivals.times(rng, self.duration_s)):
+            prompt, output = self.lengths.sample(rng)
+            yield Request(number, time_s, prompt, output, pick())
+
+
+def class_picker(classes: tuple[SLOClass, ...], seed: int) -> Callable[[], str]:
+    """Return a function that draws class names by their shares, apart from all other draws."""
+    if not classes:
+        return lambda: ""
+    rng = Random(f"{seed}/classes")
+    names = [entry.name for entry in classes]
+    shares = [entry.share for entry in classes]
+    return lambda: rng.choices(names, shares)[0]
