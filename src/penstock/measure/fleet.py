@@ -40,24 +40,44 @@ def fleet_of_run(header: Mapping[str, object]) -> Fleet:
     )
 
 
-def classes_of(header: Mapping[str, object]) -> tuple[SLOClass, ...]:
-    """SLO classes of the workload document in ``header``; () where it names none.
+def header_entries(cluster: Cluster, classes: Sequence[SLOClass]) -> dict[str, object]:
+    """What a driver adds to a run's header, so that the run is measured without its documents.
 
-    A limit is found under the names of ``SLO``, directly in the class or under ``slo``.
+    ``fleet_of_run`` and ``classes_of`` read it back.
+    """
+    fleet = fleet_of(cluster)
+    return {
+        "fleet": {"num_gpus": fleet.num_gpus, "price_per_hour": fleet.price_per_hour},
+        "classes": [
+            {
+                "name": entry.name,
+                "slo": {
+                    field.name: limit
+                    for field in fields(SLO)
+                    if (limit := getattr(entry.slo, field.name)) is not None
+                },
+            }
+            for entry in classes
+        ],
+    }
+
+
+def classes_of(header: Mapping[str, object]) -> tuple[SLOClass, ...]:
+    """SLO classes in ``header``, at the top or in its workload document; () where none has limits.
+
+    Each entry has a name and, under ``slo``, limits by the names of ``SLO``.
     """
     workload = header.get("workload")
-    entries = workload.get("classes") if isinstance(workload, Mapping) else None
-    if isinstance(entries, Mapping):
-        entries = [
-            {"name": name, **entry} for name, entry in entries.items() if isinstance(entry, Mapping)
-        ]
+    nested = workload.get("classes") if isinstance(workload, Mapping) else None
+    entries = header.get("classes", nested)
     if not isinstance(entries, Sequence) or isinstance(entries, str):
         return ()
-    return tuple(
+    classes = tuple(
         SLOClass(name=str(entry.get("name", "")), slo=_slo(entry))
         for entry in entries
         if isinstance(entry, Mapping)
     )
+    return tuple(entry for entry in classes if entry.slo != SLO())
 
 
 def _slo(entry: Mapping[str, object]) -> SLO:

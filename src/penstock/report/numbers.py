@@ -26,8 +26,9 @@ def row_figures(
     elif unit == "share":
         unit, factor = "%", 100.0
     largest = max(known, default=0.0) * factor
+    smallest = min((value for value in known if value > 0), default=0.0) * factor
     whole = all(float(value * factor).is_integer() for value in known) and unit in {"", "tokens"}
-    decimals = 0 if whole else _decimals(largest)
+    decimals = 0 if whole else _decimals(largest, smallest)
     if unit == "%":
         decimals = 1
     return unit, [
@@ -53,11 +54,10 @@ def change(value: float | None) -> str:
     return f"{value * 100:+.1f} %"
 
 
-def _decimals(largest: float) -> int:
+def _decimals(largest: float, smallest: float) -> int:
+    """Three or four significant digits of the largest; one more where a value is below 1."""
     if largest >= 1000:
         return 0
     if largest >= 100:
         return 1
-    if largest >= 1:
-        return 2
-    return 3
+    return 2 if smallest >= 1 else 3
