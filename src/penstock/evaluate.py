@@ -34,7 +34,9 @@ class SimulatedScore:
     pool: ProcessPoolExecutor | None = None
 
     def __call__(self, plans: Sequence[Plan], fidelity: float = 1.0) -> list[Score]:
-        workload = replace(self.workload, duration_s=self.workload.duration_s * fidelity)
+        warmup_s = self.workload.warmup_s
+        measured_s = (self.workload.duration_s - warmup_s) * fidelity
+        workload = replace(self.workload, duration_s=warmup_s + measured_s)
         jobs = [(plan, workload, self.cost, self.objective, self.options) for plan in plans]
         if self.pool is None or len(jobs) == 1:
             return [_score(job) for job in jobs]

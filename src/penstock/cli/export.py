@@ -21,10 +21,35 @@ def export(
 
     Example: penstock export run --to chrome-trace -o trace.json
     """
-    from penstock import api
-
     if to not in FORMATS:
         raise SpecError("unknown format", key="--to", value=to, fix=f"use {', '.join(FORMATS)}")
     check_writable(output)
-    api.export(source, to, output)
+    if to == "helix":
+        _export_plan(source, output)
+    else:
+        _export_run(source, to, output)
     note(f"wrote {output}")
+
+
+def _export_plan(source: Path, output: Path) -> None:
+    from penstock.plan.document import read_plan
+    from penstock.plan.helix_import import export_placement
+
+    export_placement(read_plan(source), output)
+
+
+def _export_run(source: Path, to: str, output: Path) -> None:
+    from penstock.measure.chrome_trace import write_chrome_trace
+    from penstock.measure.formats import write_distserve_exp, write_vllm_bench
+    from penstock.measure.store import read_run
+    from penstock.report.html import write_report
+
+    run = read_run(source)
+    if to == "vllm-bench":
+        write_vllm_bench(run, output)
+    elif to == "exp":
+        write_distserve_exp(run, output)
+    elif to == "chrome-trace":
+        write_chrome_trace(run, output)
+    else:
+        write_report(output, [run], [], title=run.name)

@@ -40,7 +40,7 @@ def simulate(
         None, "--rate", "--request-rate", help="Requests per second; replaces the workload's."
     ),
     duration: float | None = typer.Option(
-        None, "--duration", help="Seconds to measure; replaces the workload's."
+        None, "--duration", help="Seconds of traffic, warm-up included."
     ),
     warmup: float | None = typer.Option(None, "--warmup", help="Seconds before the window."),
     max_concurrency: int | None = typer.Option(
