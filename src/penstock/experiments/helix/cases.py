@@ -216,7 +216,8 @@ def _simulation(row: Record, path: Path) -> Simulation:
         prefix=rest.removesuffix("*)"),
         router=_ROUTERS[row["scheduler"]],
         cluster_file=row["cluster_file"],
-        force_set=row["force_set"] == "yes",
+        # Real machines hold more layers than recommended without being told to.
+        force_set=row["force_set"] == "yes" or row["kind"] == "prototype",
         traffic=traffic,
         kv_high_water_mark=optional(row, "kv_expected_hwm", path),
         output_ratio=optional(row, "expected_output_ratio", path),
