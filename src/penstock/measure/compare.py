@@ -72,8 +72,8 @@ def compare_runs(
 def compare_summaries(summaries: Sequence[Summary], *, tolerance: float = 0.1) -> Comparison:
     """Compare ``summaries``; rows that no run defines are left out.
 
-    Where exactly one is measured and one simulated, or there is one measured among several,
-    the first simulated run is held against the first measured one.
+    Where simulated and measured runs are among them, the first simulated one is held against the
+    first measured one; ``tolerance`` is the largest relative error that counts as within.
     """
     if not summaries:
         raise InputError("nothing to compare; give at least one run folder")

@@ -51,7 +51,7 @@ def vllm_bench(run: Run) -> dict[str, object]:
         "label": run.name,
         "model_id": str(run.header.get("model", "")),
         "num_prompts": len(table.id),
-        "request_rate": workload.get("request_rate", "inf"),
+        "request_rate": workload.get("request_rate"),
         "max_concurrency": workload.get("max_concurrency"),
         "duration": summary.window_length_s,
         "completed": group.finished,

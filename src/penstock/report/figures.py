@@ -35,9 +35,10 @@ def throughput_bars(
         (-0.2, published, _PUBLISHED, "published"),
         (0.2, ours, _OURS, "ours"),
     ):
-        heights = [0.0 if value is None else value for value in values]
+        known = [value is not None and math.isfinite(value) for value in values]
+        heights = [value if ok else 0.0 for value, ok in zip(values, known, strict=True)]
         bars = axes.bar([i + offset for i in places], heights, 0.38, color=colour, label=name)
-        shown = ["" if value is None else f"{value:,.0f}" for value in values]
+        shown = [f"{v:,.0f}" if ok else "" for v, ok in zip(values, known, strict=True)]
         axes.bar_label(bars, labels=shown, fontsize=6.5, padding=1.5)
     axes.set_xticks(list(places), list(labels), fontsize=7.5)
     axes.set_ylabel(unit, fontsize=8)
@@ -117,8 +118,3 @@ def _finish(figure: Any, axes: Any, title: str, path: Path) -> None:
         raise StorageError(f"{path}: cannot be written ({reason}); choose another place") from error
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def finite(values: Sequence[float | None]) -> list[float | None]:
-    """Values with NaN and infinity as None, as ``throughput_bars`` takes them."""
-    return [v if v is not None and math.isfinite(v) else None for v in values]

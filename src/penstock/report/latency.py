@@ -11,7 +11,7 @@ from penstock.measure.run import Run
 from penstock.measure.samples import collect
 from penstock.report.blocks import Cell, Table, TableRow
 from penstock.report.charts import SERIES_STYLES, Series, cdf_chart
-from penstock.report.numbers import row_figures
+from penstock.report.numbers import figure, row_figures
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,38 @@ def latency_section(runs: Sequence[Run], comparison: Comparison) -> LatencySecti
         legend=tuple((name, i % SERIES_STYLES) for i, name in enumerate(comparison.names)),
         tables=_latency_tables(comparison, published),
     )
+
+
+def class_table(comparison: Comparison) -> Table | None:
+    """Service by SLO class, a row for each run and class; None without classes."""
+    columns = ("limits", "sent", "finished", "TTFT p95", "TPOT p95", "attainment", "goodput")
+    rows = []
+    for name, summary in zip(comparison.names, comparison.summaries, strict=True):
+        for group in summary.classes:
+            texts = (
+                _limits(group),
+                f"{group.sent:,}",
+                f"{group.finished:,}",
+                figure(group.ttft.p95, "s"),
+                figure(group.tpot.p95, "s"),
+                figure(group.slo_attainment, "share"),
+                figure(group.goodput_requests_per_s, "req/s"),
+            )
+            cells = tuple(Cell(text) for text in texts)
+            rows.append(TableRow(f"{name} · {group.name}", "", cells))
+    return Table("By SLO class", columns, tuple(rows)) if rows else None
+
+
+def _limits(group: Group) -> str:
+    if group.slo is None:
+        return "none"
+    limits = (
+        ("TTFT", group.slo.ttft_s),
+        ("TPOT", group.slo.tpot_s),
+        ("ITL", group.slo.itl_s),
+        ("E2EL", group.slo.e2e_s),
+    )
+    return ", ".join(f"{name} {figure(value, 's')}" for name, value in limits if value is not None)
 
 
 _LATENCIES = (

@@ -12,6 +12,7 @@ from penstock.measure.run import Run
 from penstock.plan.plan import Plan
 from penstock.report.charts import heat_map
 from penstock.report.numbers import figure, row_figures
+from penstock.report.placement_drawing import node_groups
 
 Floats = NDArray[np.float64]
 
@@ -86,29 +87,18 @@ def _rows(
     names: tuple[str, ...], plan: Plan | None
 ) -> tuple[NDArray[np.int64], list[str], NDArray[np.int64]]:
     """Order of the nodes, labels of the rows, and the row of each ordered node."""
-    known = {node.name: node for node in plan.cluster.nodes} if plan is not None else {}
-    first: dict[str, int] = {}
-    if plan is not None:
-        for engine in plan.engines:
-            for stage in engine.stages:
-                first.setdefault(stage.node, stage.start_layer)
-
-    def group(name: str) -> str:
-        node = known.get(name)
-        return "" if node is None else f"{node.region} {node.machine_type}"
-
-    seen = list(dict.fromkeys(group(name) for name in [*known, *names]))
-    rank = {label: i for i, label in enumerate(seen)}
-    order = sorted(
-        range(len(names)), key=lambda i: (rank[group(names[i])], first.get(names[i], 0), i)
+    group_of = (
+        {node.name: label for label, nodes in node_groups(plan) for node in nodes} if plan else {}
     )
+    place = {name: i for i, name in enumerate(group_of)}
+    order = sorted(range(len(names)), key=lambda i: (place.get(names[i], len(place)), i))
+    ordered = np.array(order, dtype=np.int64)
     if len(names) <= MOST_ROWS:
-        ordered = np.array(order, dtype=np.int64)
         return ordered, [names[i] for i in order], np.arange(len(names))
-    labels = list(dict.fromkeys(group(names[i]) or "nodes" for i in order))
+    of_each = [group_of.get(names[i], "other nodes") for i in order]
+    labels = list(dict.fromkeys(of_each))
     row = {label: i for i, label in enumerate(labels)}
-    rows = np.array([row[group(names[i]) or "nodes"] for i in order], dtype=np.int64)
-    return np.array(order, dtype=np.int64), labels, rows
+    return ordered, labels, np.array([row[label] for label in of_each], dtype=np.int64)
 
 
 def _coarse(values: Floats, groups: NDArray[np.int64], count: int) -> Floats:

@@ -14,7 +14,7 @@ from penstock.measure.run import Run
 from penstock.plan.plan import Plan
 from penstock.report.blocks import Cell, Table, TableRow, Tile
 from penstock.report.charts import bar_chart, range_chart
-from penstock.report.latency import LatencySection, latency_section
+from penstock.report.latency import LatencySection, class_table, latency_section
 from penstock.report.nodes import NodeSection, node_section
 from penstock.report.numbers import change, figure, row_figures
 from penstock.report.plans import PlanSection, plan_section
@@ -32,6 +32,8 @@ class Page:
     spread: str
     spread_title: str
     comparison: tuple[Table, ...]
+    classes: Table | None
+    first_open: int
     verdicts: tuple[tuple[str, str, str, str, str], ...]
     latency: LatencySection | None
     plans: tuple[PlanSection, ...]
@@ -68,6 +70,8 @@ def build_page(
         spread=_spread(comparison),
         spread_title="End-to-end latency: p25 to p75, median, p95",
         comparison=_comparison_tables(comparison) if comparison else (),
+        classes=class_table(comparison) if comparison else None,
+        first_open=best or 0,
         verdicts=_verdicts(comparison) if comparison else (),
         latency=latency_section(runs, comparison) if comparison else None,
         plans=tuple(
@@ -230,7 +234,7 @@ def _flow_gap(plan: Plan) -> str:
     bound = plan.max_flow_bound_tokens_per_s
     if bound is None or plan.max_flow_tokens_per_s <= 0:
         return "no bound known"
-    return f"at most {bound / plan.max_flow_tokens_per_s - 1:.1%} below the best possible"
+    return f"at most {max(0.0, 1 - plan.max_flow_tokens_per_s / bound):.1%} below the best possible"
 
 
 def _bars(comparison: Comparison | None, plans: Sequence[Plan]) -> tuple[str, str]:

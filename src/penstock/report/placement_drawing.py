@@ -37,8 +37,7 @@ def placement_drawing(
     one row a group with the number of nodes holding each layer. Legs are drawn where there are
     fewer than ``MOST_LEGS``. Unused nodes have no row.
     """
-    used = {stage.node for engine in plan.engines for stage in engine.stages}
-    groups = _groups(plan, used)
+    groups = node_groups(plan)
     if is_aggregated(plan):
         return _aggregated(plan, groups, utilisation, name)
     return _detailed(plan, groups, utilisation, name)
@@ -49,6 +48,35 @@ def is_aggregated(plan: Plan) -> bool:
     return len({stage.node for engine in plan.engines for stage in engine.stages}) > MOST_ROWS
 
 
+def node_groups(plan: Plan) -> list[tuple[str, list[Node]]]:
+    """Used nodes by region and machine type, as (label, nodes).
+
+    Regions come in the order of the cluster, types by the layers they hold on average, nodes by
+    their first layer: requests flow downwards as far as one order allows.
+    """
+    spans: dict[str, tuple[int, int]] = {}
+    for engine in plan.engines:
+        for stage in engine.stages:
+            spans.setdefault(stage.node, (stage.start_layer, stage.end_layer))
+    regions = list(dict.fromkeys(node.region for node in plan.cluster.nodes))
+    groups: dict[tuple[str, str], list[Node]] = {}
+    for node in plan.cluster.nodes:
+        if node.name in spans:
+            groups.setdefault((node.region, node.machine_type), []).append(node)
+
+    def place(item: tuple[tuple[str, str], list[Node]]) -> tuple[int, float]:
+        (region, _), nodes = item
+        return regions.index(region), sum(sum(spans[node.name]) for node in nodes) / len(nodes)
+
+    return [
+        (
+            machine if len(regions) == 1 else f"{region} · {machine}",
+            sorted(nodes, key=lambda node: spans[node.name]),
+        )
+        for (region, machine), nodes in sorted(groups.items(), key=place)
+    ]
+
+
 def engine_load(plan: Plan) -> Mapping[str, float]:
     """Flow into each engine (tokens/s), by engine name."""
     load = {engine.name: 0.0 for engine in plan.engines}
@@ -56,27 +84,6 @@ def engine_load(plan: Plan) -> Mapping[str, float]:
         if leg.dst in load:
             load[leg.dst] += leg.flow_tokens_per_s
     return load
-
-
-def _groups(plan: Plan, used: set[str]) -> list[tuple[str, list[Node]]]:
-    """Used nodes by region and type, in the order of the cluster, first layers first."""
-    first = {
-        stage.node: (stage.start_layer, stage.end_layer)
-        for engine in plan.engines
-        for stage in engine.stages
-    }
-    regions = {node.region for node in plan.cluster.nodes}
-    groups: dict[tuple[str, str], list[Node]] = {}
-    for node in plan.cluster.nodes:
-        if node.name in used:
-            groups.setdefault((node.region, node.machine_type), []).append(node)
-    return [
-        (
-            machine if len(regions) == 1 else f"{region} · {machine}",
-            sorted(nodes, key=lambda node: first[node.name]),
-        )
-        for (region, machine), nodes in groups.items()
-    ]
 
 
 def _x(plan: Plan, layer: float) -> float:

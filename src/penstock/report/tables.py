@@ -62,16 +62,19 @@ def comparison_table(comparison: Comparison) -> Stack:
         cells = []
         for i, text in enumerate(texts):
             cell = Text(text, "bold green" if i in row.best else "")
-            if i and row.metric.better != "neither" and row.relative[i] is not None:
-                cell.append(f" {change(row.relative[i])}", "dim not bold")
+            if i:
+                differs = row.metric.better != "neither" and row.relative[i] is not None
+                # Equal widths keep the figures of a column below each other.
+                shown = change(row.relative[i]) if differs else ""
+                cell.append(f" {shown:>9}", "dim not bold")
             cells.append(cell)
         table.add_row(Text.assemble(row.metric.label, (f" {unit}", "dim")), *cells)
     parts: list[Table | Text] = [table]
     if comparison.verdicts:
         parts.append(_verdict_table(comparison))
-    windows = {summary.window_s for summary in comparison.summaries}
-    if len(windows) > 1:
-        parts.append(Text("the runs have different windows; rates are per second of each", "dim"))
+    lengths = [summary.window_length_s for summary in comparison.summaries]
+    if max(lengths) - min(lengths) > 1e-6 * max(lengths):
+        parts.append(Text("the windows differ in length; rates are per second of each", "dim"))
     return Stack(*parts)
 
 

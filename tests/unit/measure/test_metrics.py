@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from tests.unit.measure.runs import busy_run, run_of, runs
 
 from penstock.measure.definitions import DEFINITIONS, metrics
-from penstock.measure.fleet import Fleet, fleet_of
+from penstock.measure.fleet import Fleet, classes_of, fleet_of, fleet_of_run, header_entries
 from penstock.measure.metrics import distribution, rank_percentiles, summarise, summary_to_dict
 from penstock.measure.run import STATUS, Run
 from penstock.spec.cluster import Cluster
@@ -118,6 +118,18 @@ def test_limits_come_from_the_header_when_not_given() -> None:
 
     assert overall.slo == SLO(ttft_s=2.0)
     assert overall.slo_attainment == 0.25
+
+
+def test_what_a_driver_puts_into_the_header_reads_back() -> None:
+    """Fleet and limits survive the header; a class without limits judges nothing."""
+    gpu = Accelerator("L4", 24, 3e11, {}, "pcie", 1e10, 0.8, "")
+    node = Node("n", gpu, 2, "L4x2", "eu", 1, 1, 1, 1, None)
+    cluster = Cluster("c", (node,), Coordinator("eu", 1, 1), {}, {})
+    classes = (SLOClass("chat", SLO(ttft_s=0.5)), SLOClass("batch", SLO()))
+    header = header_entries(cluster, classes)
+
+    assert fleet_of_run(header) == Fleet(2, 1.6)
+    assert classes_of(header) == classes[:1]
 
 
 def test_without_limits_there_is_no_goodput() -> None:

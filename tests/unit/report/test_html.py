@@ -222,3 +222,15 @@ def test_a_refused_write_leaves_the_old_page(tmp_path: Path) -> None:
 
     assert path.read_text() == before
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_classes_have_their_own_table() -> None:
+    """Service is shown for each class, with the limits it was held to."""
+    rows = [(float(i), 10, [i + 0.5, i + 1.0], "finished") for i in range(4)]
+    header = {"classes": [{"name": "chat", "slo": {"ttft_s": 0.4, "tpot_s": 1.0}}]}
+    run = run_of(rows, header=header, class_index=[0, 1, 0, 1], class_names=("chat", "batch"))
+    text = " ".join(_check(render_report([run], [], title="Classes")).text)
+
+    assert "By SLO class" in text
+    assert "TTFT 400.0 ms, TPOT 1.00 s" in text
+    assert "run · batch" in text
