@@ -199,7 +199,24 @@ def cdf_chart(series: Sequence[Series], *, title: str, name: str, axis: str) -> 
         )
         p50, p95 = np.quantile(values, (0.5, 0.95))
         said.append(f"{entry.label}: median {_seconds(p50)}, p95 {_seconds(p95)}")
-    return frame(width, height, *parts, title=title, description="; ".join(said), name=name)
+    scale_of_page = {
+        "data_left": left,
+        "data_right": width - right,
+        "data_top": top,
+        "data_bottom": height - bottom,
+        "data_low": low,
+        "data_high": high,
+        "data_log": int(logarithmic),
+    }
+    return frame(
+        width,
+        height,
+        *parts,
+        title=title,
+        description="; ".join(said),
+        name=name,
+        **scale_of_page,
+    )
 
 
 def heat_map(

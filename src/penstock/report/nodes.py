@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from penstock.measure.metrics import Summary
 from penstock.measure.run import Run
 from penstock.plan.plan import Plan
 from penstock.report.charts import heat_map
-from penstock.report.numbers import figure, row_figures
+from penstock.report.numbers import DASH, figure, row_figures
 from penstock.report.placement_drawing import node_groups
 
 Floats = NDArray[np.float64]
@@ -69,6 +70,7 @@ def node_section(index: int, run: Run, plan: Plan | None, summary: Summary) -> N
             "queued",
         )
         kv_use = drawn(series.kv_use, 1.0, "KV memory in use at each node", "100%", "kv")
+    place = _place(plan)
     residence = row_figures([node.mean_prompt_residence_s for node in summary.nodes], "s")
     table = tuple(
         (
@@ -76,9 +78,12 @@ def node_section(index: int, run: Run, plan: Plan | None, summary: Summary) -> N
             figure(node.utilisation, "share"),
             figure(node.peak_kv_fraction, "share"),
             f"{node.batches:,}",
-            f"{text} {residence[0]}",
+            text if text == DASH else f"{text} {residence[0]}",
         )
-        for node, text in zip(summary.nodes, residence[1], strict=True)
+        for node, text in sorted(
+            zip(summary.nodes, residence[1], strict=True),
+            key=lambda pair: place.get(pair[0].name, len(place)),
+        )
     )
     return NodeSection(summary.name, busy, queued, kv_use, aggregated, table)
 
@@ -90,7 +95,7 @@ def _rows(
     group_of = (
         {node.name: label for label, nodes in node_groups(plan) for node in nodes} if plan else {}
     )
-    place = {name: i for i, name in enumerate(group_of)}
+    place = _place(plan)
     order = sorted(range(len(names)), key=lambda i: (place.get(names[i], len(place)), i))
     ordered = np.array(order, dtype=np.int64)
     if len(names) <= MOST_ROWS:
@@ -99,6 +104,14 @@ def _rows(
     labels = list(dict.fromkeys(of_each))
     row = {label: i for i, label in enumerate(labels)}
     return ordered, labels, np.array([row[label] for label in of_each], dtype=np.int64)
+
+
+def _place(plan: Plan | None) -> Mapping[str, int]:
+    """Position of each used node in the drawing of ``plan``."""
+    if plan is None:
+        return {}
+    names = [node.name for _, nodes in node_groups(plan) for node in nodes]
+    return {name: i for i, name in enumerate(names)}
 
 
 def _coarse(values: Floats, groups: NDArray[np.int64], count: int) -> Floats:

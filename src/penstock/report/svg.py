@@ -35,7 +35,13 @@ def tooltip(content: str) -> str:
 
 
 def frame(
-    width: float, height: float, *children: str, title: str, description: str, name: str
+    width: float,
+    height: float,
+    *children: str,
+    title: str,
+    description: str,
+    name: str,
+    **attributes: object,
 ) -> str:
     """Return the outer ``<svg>`` with its text alternative. ``name`` is unique in a page."""
     return element(
@@ -47,6 +53,7 @@ def frame(
         role="img",
         aria_labelledby=f"{name}-t {name}-d",
         class_="chart",
+        **attributes,
     ).replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1)
 
 
