@@ -95,6 +95,7 @@ def _from_file(file: ModelFile, changes: dict[str, Any], source: str | Path) -> 
             return replace(model_from_config(file.config, name=name, source=str(source)), **changes)
         except SpecError as error:
             raise error.at(source, "config") from None
+    changes.setdefault("name", Path(str(source)).stem)
     for field in fields(ModelSpec):
         needed = field.default is MISSING and field.default_factory is MISSING
         if needed and field.name not in changes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -89,21 +89,30 @@ _Model = TypeVar("_Model", bound=Strict)
 
 
 def validate(model: type[_Model], data: object, source: str | Path) -> _Model:
-    """Return ``data`` as ``model``; raise the first mistake as one ``SpecError``."""
+    """Return ``data`` as ``model``; raise the most telling mistake as one ``SpecError``."""
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise _spec_error(error, source) from None
+        raise _spec_error(error.errors(include_url=False), data, source) from None
 
 
-def _spec_error(error: ValidationError, source: str | Path) -> SpecError:
-    first = error.errors(include_url=False)[0]
-    context = first.get("ctx") or {}
+_MISMATCH = ("int_type", "string_type", "model_type", "dict_type", "list_type", "tuple_type")
+
+
+def _spec_error(errors: Sequence[Any], data: object, source: str | Path) -> SpecError:
+    """The deepest error tells most: where a value may take several forms, pydantic reports each
+    form that did not match, and only the one that was meant got further than its type.
+    """
+    paths = [_path(error, data) for error in errors]
+    best = max(
+        range(len(errors)), key=lambda i: (len(paths[i]), errors[i]["type"] not in _MISMATCH, -i)
+    )
+    error, context = errors[best], errors[best].get("ctx") or {}
     key = ""
-    for part in (*first["loc"], *([context["key"]] if "key" in context else [])):
+    for part in paths[best]:
         key += f"[{part}]" if isinstance(part, int) else f".{part}" if key else str(part)
-    value = first["input"]
-    if first["type"] in ("unknown_key", "missing") or isinstance(value, (dict, list)):
+    value = error["input"]
+    if error["type"] in ("unknown_key", "missing") or isinstance(value, (dict, list)):
         value = None
     problem = {
         "missing": "key is missing",
@@ -113,5 +122,20 @@ def _spec_error(error: ValidationError, source: str | Path) -> SpecError:
         "greater_than_equal": f"must be at least {context.get('ge')}",
         "int_type": "must be a whole number",
         "string_pattern_mismatch": "may hold letters, digits and _ . : / + - only",
-    }.get(first["type"], first["msg"][:1].lower() + first["msg"][1:])
+    }.get(error["type"], error["msg"][:1].lower() + error["msg"][1:])
     return SpecError(problem, source=source, key=key or None, value=value, fix=context.get("fix"))
+
+
+def _path(error: Any, data: object) -> list[str | int]:
+    """The keys that lead to the error, without the names pydantic gives to forms of a union."""
+    path: list[str | int] = []
+    at: Any = data
+    for i, part in enumerate(error["loc"]):
+        in_list = isinstance(at, (list, tuple)) and isinstance(part, int) and part < len(at)
+        if in_list or (isinstance(at, dict) and part in at):
+            at = at[part]
+        elif not (error["type"] == "missing" and i == len(error["loc"]) - 1):
+            continue
+        path.append(part)
+    unknown = (error.get("ctx") or {}).get("key")
+    return path if unknown is None else [*path, unknown]
