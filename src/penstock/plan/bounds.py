@@ -19,6 +19,7 @@ Floats = NDArray[np.float64]
 
 ABOVE = 1.0 + 1e-9
 """A proof shows that this factor above a value is out of reach."""
+_MOST_LEVELS = 40
 
 
 @dataclass(frozen=True)
@@ -131,16 +132,26 @@ def serial_chain_bound(fleet: Fleet, value: float) -> Bound | None:
 def best_bound(fleet: Fleet, value: float) -> Bound:
     """The tightest bound known for a placement of ``value`` tokens/s; ``value`` = proved optimal.
 
-    Tries the cheap ones first: capped work, serial chain, configuration.
+    Tries the cheap ones first: capped work, serial chain, configuration. The serial chain argument
+    holds just above some T_i(k), if at all, so each of those between ``value`` and the bound so
+    far is tried.
     """
-    work = work_bound(fleet)
-    if work.value <= value * (1 + 1e-9):
-        return Bound(value, work.method, work.sentence)
-    if value > 0:
-        chain = serial_chain_bound(fleet, value)
-        if chain is not None:
-            return chain
-    return configuration_bound(fleet, value)
+    best = work_bound(fleet)
+    if best.value <= value * (1 + 1e-9):
+        return Bound(value, best.method, best.sentence)
+    levels = np.unique(fleet.work[(fleet.work > value) & (fleet.work < best.value)])
+    tried = [value, *levels[:_MOST_LEVELS].tolist()] if value > 0 else []
+    if not fleet.free_links:
+        for level in tried:
+            chain = serial_chain_bound(fleet, level)
+            if chain is not None:
+                best = chain
+                break
+    if best.value > value * (1 + 1e-9):
+        configuration = configuration_bound(fleet, value)
+        if configuration.value < best.value:
+            best = configuration
+    return best
 
 
 def proves(bound: Bound, value: float) -> bool:

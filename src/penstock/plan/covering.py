@@ -14,12 +14,14 @@ what is reported, so errors of the LP solver cannot make the bound wrong.
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
 
+import highspy
 import numpy as np
 from numpy.typing import NDArray
 
 from penstock.plan.fleet import Fleet
+from penstock.plan.lp import silent_solver
+from penstock.plan.search.covers import cheapest_cover
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -52,8 +54,6 @@ class CoverProgram:
 
     @cached_property
     def _layers(self) -> float:
-        from penstock.plan.search.covers import cheapest_cover
-
         master = _Master(self)
         for _ in range(_ROUNDS):
             objective, price = master.solve()
@@ -81,8 +81,6 @@ class CoverProgram:
         sum_t n_t max_k k w_tk <= L, w >= d, w_tk >= 1 where T >= F alone, and every cover of
         several nodes without such a one costs at least 1 + d. Negative when there is none.
         """
-        from penstock.plan.search.covers import cheapest_cover
-
         single = self.item_capacity >= self.demand
         partial = np.where(single, 0.0, self.item_capacity)
         master = _Separation(self, single)
@@ -105,7 +103,7 @@ class _Master:
 
     def __init__(self, program: CoverProgram) -> None:
         self.program = program
-        self.lp = _silent()
+        self.lp = silent_solver()
         m = len(program.item_class)
         infinity = self.lp.getInfinity()
         for _ in range(m):
@@ -139,7 +137,7 @@ class _Separation:
 
     def __init__(self, program: CoverProgram, single: NDArray[np.bool_]) -> None:
         self.program = program
-        self.lp = _silent()
+        self.lp = silent_solver()
         infinity = self.lp.getInfinity()
         m, types = len(program.item_class), len(program.count)
         # Columns: w per item, u per class (what one node can spend), d.
@@ -164,20 +162,8 @@ class _Separation:
 
     def solve(self) -> tuple[float, Floats]:
         """The gap d and the prices; d = -1 when the LP has no solution."""
-        import highspy
-
         self.lp.run()
         if self.lp.getModelStatus() != highspy.HighsModelStatus.kOptimal:
             return -1.0, np.zeros(len(self.program.item_class))
         values = np.array(self.lp.getSolution().col_value)
         return float(values[-1]), np.maximum(values[: len(self.program.item_class)], 0.0)
-
-
-def _silent() -> Any:
-    """A HiGHS model that prints nothing and uses one thread."""
-    import highspy
-
-    lp = highspy.Highs()
-    lp.setOptionValue("output_flag", False)
-    lp.setOptionValue("threads", 1)
-    return lp

@@ -1,15 +1,15 @@
-"""A placement problem as the searches and bounds see it: capacities, classes of equal nodes, links.
-"""
+"""A placement problem as searches and bounds see it: capacities, classes of equal nodes, links."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.plan.placement import PlacementProblem
+from penstock.plan.placement import Interval, Placement, PlacementProblem
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -17,13 +17,14 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Fleet:
-    """n nodes, c classes of nodes with equal figures, K most layers of any node.
+    """n nodes that can hold a layer, c classes of nodes with equal figures, K most layers of any.
 
     capacity   [n, K + 1]    tokens/s of a node with k layers: T(k) and NICs, whichever is less
     work       [n, K + 1]    T(k) alone: never below what a node can do, for bounds
     max_layers [n]
     link       [n+1, n+1]    tokens/s; index n is the coordinator
     partial    a request may enter a node inside its interval
+    origin     [n]           position of each node in the problem
     """
 
     num_layers: int
@@ -32,6 +33,7 @@ class Fleet:
     max_layers: Ints
     link: Floats
     partial: bool
+    origin: Ints
 
     @classmethod
     def of(cls, problem: PlacementProblem) -> Fleet:
@@ -40,14 +42,17 @@ class Fleet:
         beyond = np.arange(work.shape[1])[None, :] > most[:, None]
         work = np.where(beyond, 0.0, work)
         nic = np.minimum(problem.nic_in_tokens_per_s, problem.nic_out_tokens_per_s)
-        return cls(
+        whole = cls(
             num_layers=problem.num_layers,
             capacity=np.minimum(work, nic[:, None]),
             work=work,
             max_layers=np.minimum(most, problem.num_layers).astype(np.int64),
             link=problem.link_tokens_per_s.astype(np.float64),
             partial=problem.partial_inference,
+            origin=np.arange(problem.num_nodes),
         )
+        able = np.flatnonzero((whole.max_layers > 0) & (whole.capacity > 0).any(axis=1))
+        return whole if len(able) == problem.num_nodes else whole.subset(able)
 
     @property
     def num_nodes(self) -> int:
@@ -112,4 +117,12 @@ class Fleet:
             max_layers=self.max_layers[nodes],
             link=self.link[np.ix_(with_host, with_host)],
             partial=self.partial,
+            origin=self.origin[nodes],
         )
+
+    def placement(self, intervals: Sequence[Interval | None], num_nodes: int) -> Placement:
+        """The placement, over all ``num_nodes`` nodes of the problem, of this fleet's intervals."""
+        everywhere: list[Interval | None] = [None] * num_nodes
+        for i, interval in zip(self.origin.tolist(), intervals, strict=True):
+            everywhere[i] = interval
+        return Placement(tuple(everywhere))

@@ -56,10 +56,11 @@ def import_placement(
     """
     placed = read_simulator_cluster(simulator_cluster_ini)
     solution = read_solution(solution_ini)
-    problem = placement_problem(
-        placed.cluster, cost, composition=throughput_cluster, over_full=force_set
-    )
+    mix = placed.cluster if throughput_cluster is None else throughput_cluster
+    problem = placement_problem(placed.cluster, cost, composition=mix, over_full=True)
     placement = _placement(problem, solution, simulator_cluster_ini, solution_ini)
+    if not force_set:
+        _check_recommended(problem, placement, solution_ini)
     index = placed.cluster.index
     pairs = [(index[src], index[dst]) for src, dst in placed.cluster.pair_links]
     try:
@@ -96,7 +97,7 @@ def _placement(
     solution_path: str | Path,
 ) -> Placement:
     index = problem.cluster.index
-    for name, (start, end) in solution.items():
+    for name, (_, end) in solution.items():
         if name not in index or name == COORDINATOR:
             raise SpecError(
                 f"the node is not in {cluster_path}", source=solution_path, key=f"Solution.{name}"
@@ -108,16 +109,22 @@ def _placement(
                 key=f"Solution.{name}",
                 value=end - 1,
             )
-        most = int(problem.node_max_layers[index[name]])
-        if end - start > most:
+    return Placement(tuple(solution.get(node.name) for node in problem.cluster.nodes))
+
+
+def _check_recommended(
+    problem: PlacementProblem, placement: Placement, solution_path: str | Path
+) -> None:
+    for node, interval in zip(problem.cluster.nodes, placement.intervals, strict=True):
+        most = problem.cost.max_layers(node)
+        if interval is not None and interval[1] - interval[0] > most:
             raise SpecError(
                 f"holds more than the {most} layers its type is profiled for",
                 source=solution_path,
-                key=f"Solution.{name}",
-                value=end - start,
+                key=f"Solution.{node.name}",
+                value=interval[1] - interval[0],
                 fix="import with force_set to extrapolate",
             )
-    return Placement(tuple(solution.get(node.name) for node in problem.cluster.nodes))
 
 
 def _engines(

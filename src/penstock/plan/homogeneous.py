@@ -48,7 +48,7 @@ class HomogeneousPlanner:
                 )
                 for i in rest
             ],
-            reasons=(f"{len(pipelines)} pipelines, filled type by type at full layer counts",),
+            reasons=(f"pipelines filled type by type at full layer counts: {len(pipelines)}",),
         )
 
 

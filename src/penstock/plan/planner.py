@@ -20,8 +20,12 @@ class Score:
     detail: str = ""
 
 
-Evaluator = Callable[[Sequence[Plan]], Sequence[Score]]
-"""Scores candidate plans, in order. The CLI wires it to the simulator; may use processes."""
+class Evaluator(Protocol):
+    """Scores candidate plans, in order. The CLI wires it to the simulator; may use processes."""
+
+    def __call__(self, plans: Sequence[Plan], fidelity: float = 1.0) -> Sequence[Score]:
+        """``fidelity`` in (0, 1]: the share of the full measurement to spend on each plan."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,10 +64,10 @@ class SeparatePlanner:
                 if self.mix_left_over
                 else "--planner separate+",
             )
-        reasons = [f"{len(pipelines)} pipelines of equal layer parts, one or more per machine type"]
+        reasons = [f"pipelines of equal layer parts, one or more per machine type: {len(pipelines)}"]
         if mixed:
             names = dict.fromkeys(problem.type_names[problem.node_type[i]] for i in left_over)
-            reasons.append(f"{len(mixed)} of them mix the left-over types {', '.join(names)}")
+            reasons.append(f"of these {len(mixed)} of the left-over types {', '.join(names)} together")
         return self._plan(problem, options, pipelines, most, reasons)
 
     def _plan(
@@ -111,7 +111,8 @@ class SeparatePlanner:
 def over_full_problem(problem: PlacementProblem) -> PlacementProblem:
     """``problem`` with T(k) for any number of layers: beyond the recommended ones, as published,
     a node does as many layer-tokens a second as at its recommended count."""
-    wide = typical_throughput(problem.cluster, problem.cost, over_full=True)
+    cluster = problem.cluster
+    wide = typical_throughput(cluster, problem.cost, composition=cluster, over_full=True)
     return replace(problem, max_layers=wide.max_layers, throughput=wide.throughput)
 
 

@@ -46,7 +46,7 @@ class SwarmPlanner:
                 for i in left_out
             ],
             reasons=(
-                f"{len(sizes)} stages of {_text(sizes)} layers, so that the smallest useful "
+                f"stages: {len(sizes)} of {_text(sizes)} layers, so that the smallest useful "
                 "node holds one; each node joined the stage with the least throughput so far",
             ),
         )

@@ -36,7 +36,8 @@ F = TypeVar("F", bound=Callable[..., object])
 
 def leaf(function: F) -> F:
     """Let compiled code call ``function``; calls from Python stay plain Python."""
-    return cast(F, register_jitable(function))
+    jitable: Callable[[F], F] = register_jitable
+    return jitable(function)
 
 
 Ints = NDArray[np.int64]
@@ -104,7 +105,7 @@ class Work(NamedTuple):
     next_same: Ints
     remaining: Floats
     random: Ints
-    count: Ints
+    sizes: Ints
 
 
 class Outcome(NamedTuple):
@@ -142,7 +143,7 @@ def work_space(n: int, num_layers: int, unit: int) -> Work:
         next_same=ints(n),
         remaining=np.zeros(num_layers),
         random=ints(1),
-        count=ints(2),
+        sizes=ints(2),
     )
 
 
@@ -154,13 +155,14 @@ def draw(work: Work, below: int) -> int:
     x ^= x >> 17
     x ^= (x << 5) & MASK
     work.random[0] = x
-    return (x * below) >> 32
+    drawn: int = (x * below) >> 32
+    return drawn
 
 
 @leaf
 def add_arc(work: Work, tail: int, head: int, capacity: float, price: int) -> None:
-    a = work.count[1]
-    work.count[1] = a + 2
+    a = work.sizes[1]
+    work.sizes[1] = a + 2
     work.head[a] = head
     work.residual[a] = capacity
     work.price[a] = price
@@ -206,7 +208,7 @@ def build(
     n = len(start)
     layers = inst.num_layers
     vertex, first = work.vertex, work.first
-    work.count[1] = 0
+    work.sizes[1] = 0
     for b in range(layers + 1):
         vertex[b] = -1
     vertex[0] = 1
@@ -222,9 +224,9 @@ def build(
         if inst.partial and not detours:
             for v in range(1, nb):
                 add_arc(work, v, v - 1, demand, 0)
-        work.count[0] = nb
+        work.sizes[0] = nb
         return
-    work.count[0] = nb + 2 * n
+    work.sizes[0] = nb + 2 * n
     by_start, next_same = work.by_start, work.next_same
     for b in range(layers + 1):
         by_start[b] = -1
@@ -261,7 +263,7 @@ def build(
 @leaf
 def shortest(work: Work, source: int, sink: int, limit: int, tiny: float) -> int:
     """Set ``distance`` on reduced prices, up to the sink; return the sink's, or -1 beyond limit."""
-    vertices = work.count[0]
+    vertices = work.sizes[0]
     distance, bucket, potential = work.distance, work.bucket, work.potential
     head, residual, price, succ = work.head, work.residual, work.price, work.succ
     entry_vertex, entry_next = work.entry_vertex, work.entry_next
@@ -309,7 +311,7 @@ def shortest(work: Work, source: int, sink: int, limit: int, tiny: float) -> int
 @leaf
 def augment(work: Work, source: int, sink: int, wanted: float, tiny: float) -> float:
     """Push up to ``wanted`` along arcs of reduced price zero (depth first); return the amount."""
-    vertices = work.count[0]
+    vertices = work.sizes[0]
     head, residual, price, succ = work.head, work.residual, work.price, work.succ
     potential, cursor, state, path = work.potential, work.cursor, work.state, work.path
     for v in range(vertices):
@@ -369,7 +371,7 @@ def push(inst: Instance, work: Work, demand: float, unit: int, most: float) -> f
     tiny = 1e-9 * demand
     source, sink = work.vertex[0], work.vertex[inst.num_layers]
     limit = inst.num_layers * unit
-    for v in range(work.count[0]):
+    for v in range(work.sizes[0]):
         work.potential[v] = 0
     pushed = 0.0
     total = 0.0
@@ -378,7 +380,7 @@ def push(inst: Instance, work: Work, demand: float, unit: int, most: float) -> f
         if nearest < 0:
             return ABORTED
         if nearest > 0:
-            for v in range(work.count[0]):
+            for v in range(work.sizes[0]):
                 work.potential[v] += min(nearest, work.distance[v])
         per_token = work.potential[sink]
         if total + (demand - pushed) * per_token > most:
@@ -397,9 +399,9 @@ def true_flow(inst: Instance, prices: Prices, start: Ints, end: Ints, work: Work
     for i in range(n):
         huge += inst.capacity[i, end[i] - start[i]]
     build(inst, prices, start, end, huge, False, work)
-    for a in range(work.count[1]):
+    for a in range(work.sizes[1]):
         work.price[a] = 0
-    for v in range(work.count[0]):
+    for v in range(work.sizes[0]):
         work.potential[v] = 0
     source, sink = work.vertex[0], work.vertex[inst.num_layers]
     tiny = 1e-12 * huge
@@ -477,7 +479,8 @@ def propose(inst: Instance, start: Ints, end: Ints, work: Work) -> bool:
             start[i] += step
             end[i] -= step
         held = end[i] - start[i]
-        return 1 <= held <= inst.max_layers[i] and start[i] >= 0 and end[i] <= layers
+        fits: bool = 1 <= held <= inst.max_layers[i] and start[i] >= 0 and end[i] <= layers
+        return fits
     if kind < 65:
         if i == j or (inst.free_links and inst.alike[i] == inst.alike[j]):
             return False
@@ -528,9 +531,7 @@ def relocate(inst: Instance, start: Ints, end: Ints, i: int, j: int, work: Work)
 
 
 @leaf
-def take_place(
-    inst: Instance, start: Ints, end: Ints, i: int, s: int, e: int, work: Work
-) -> None:
+def take_place(inst: Instance, start: Ints, end: Ints, i: int, s: int, e: int, work: Work) -> None:
     """Give node i the interval [s, e), cut at a random side if it is too long for i."""
     most = inst.max_layers[i]
     if e - s > most:

@@ -1,0 +1,200 @@
+"""Candidates for throughput: demands x hop prices x slow-link prices, annealed and made plans of.
+
+Deep pipelines and slow links cost latency, and with the KV memory of a fleet fixed, latency costs
+throughput. So the search asks for less than the largest flow and pays for every hop and every
+slow link; which demand and which prices are best depends on the traffic, hence the ladder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from random import Random
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penstock.plan.fleet import Fleet
+from penstock.plan.flow import Flow, cheapest_flow
+from penstock.plan.placement import Placement, PlacementProblem
+from penstock.plan.search.constructors import Intervals, fill
+from penstock.plan.search.engine import (
+    HOT,
+    UNIT,
+    Found,
+    Job,
+    instance,
+    proposals_per_run,
+    random_start,
+)
+from penstock.plan.surrogate import OUTPUT_TOKENS, PROMPT_TOKENS
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+_SLOW = 3.0
+"""A link is slow when a request spends this many times longer on it than on the fastest."""
+_DETOUR_OVER_SLOW = 3.0
+_LEAST_SHARE = 0.05
+"""The router leaves out legs with less of a vertex's outflow; so do our plans."""
+_LEAST_NODE_SHARE = 0.005
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One setting of the ladder: share of the largest flow, prices in layers.
+
+    ``memory`` asks that KV memory, too, lets that share of what the fleet could hold at most run
+    at once: a node then carries no more of the flow than its KV memory has of the requests.
+    """
+
+    share: float
+    hop_price: float
+    slow_price: float
+    memory: float = 0.0
+
+
+def first_rungs(has_slow_links: bool) -> list[Rung]:
+    """The ladder tried first."""
+    slow = (0.5, 1.0, 2.0) if has_slow_links else (0.0,)
+    rungs = []
+    for position, share in enumerate((0.55, 0.65, 0.72, 0.79, 0.86, 0.93)):
+        for step, hop in enumerate((0.08, 0.16, 0.3)):
+            rungs.append(Rung(share, hop, slow[(position + step) % len(slow)]))
+    return rungs
+
+
+def leg_seconds(problem: PlacementProblem) -> Floats:
+    """``[n+1, n+1]`` seconds a typical request spends on each link in all its iterations."""
+    with np.errstate(divide="ignore"):
+        transfer = (PROMPT_TOKENS + OUTPUT_TOKENS) / problem.link_tokens_per_s
+    return np.asarray((1 + OUTPUT_TOKENS) * problem.link_latency_s + transfer)
+
+
+def slowness(problem: PlacementProblem) -> Floats:
+    """``[n+1, n+1]`` 0 for fast and absent links, about 1 for slow ones (between nodes)."""
+    n = problem.num_nodes
+    seconds = leg_seconds(problem)
+    between = seconds[:n, :n]
+    present = between[np.isfinite(between)]
+    if len(present) == 0:
+        return np.zeros_like(seconds)
+    fastest = float(present.min())
+    slow = present[present > _SLOW * fastest]
+    if len(slow) == 0:
+        return np.zeros_like(seconds)
+    relative = np.where(np.isfinite(seconds), seconds - fastest, 0.0) / (slow.mean() - fastest)
+    relative[seconds <= _SLOW * fastest] = 0.0
+    return np.asarray(relative)
+
+
+def kv_tokens(problem: PlacementProblem, fleet: Fleet) -> Floats:
+    """``[n, K + 1]`` tokens whose KV a node keeps for each of the k layers it holds."""
+    rows: dict[int, Floats] = {}
+    for kind, node in zip(problem.node_type[fleet.origin].tolist(), fleet.origin.tolist(), strict=True):
+        if kind not in rows:
+            row = np.zeros(fleet.capacity.shape[1])
+            for k in range(1, int(problem.max_layers[kind]) + 1):
+                entries = problem.cost.kv_capacity_layer_tokens(problem.cluster.nodes[node], k)
+                row[k] = entries / k
+            rows[kind] = row
+    return np.array([rows[kind] for kind in problem.node_type[fleet.origin].tolist()])
+
+
+def with_memory(fleet: Fleet, tokens: Floats, rung: Rung, demand: float) -> Fleet:
+    """The fleet whose nodes also carry no larger share of ``demand`` than of the KV memory.
+
+    The most requests the fleet could keep at once is what all nodes together hold, over L layers.
+    """
+    if rung.memory <= 0:
+        return fleet
+    layers = np.arange(tokens.shape[1])
+    most = float((tokens * layers).max(axis=1).sum() / fleet.num_layers)
+    limit = demand * tokens / (rung.memory * most)
+    return replace(fleet, capacity=np.minimum(fleet.capacity, limit))
+
+
+def jobs_for(
+    problem: PlacementProblem,
+    fleet: Fleet,
+    rungs: Sequence[Rung],
+    largest: float,
+    seed: int,
+    starts: Sequence[Intervals | None],
+) -> list[Job]:
+    """One annealing run per rung; a start of None is random, others continue from a placement."""
+    ends = np.append(fleet.origin, problem.num_nodes)
+    slow = slowness(problem)[np.ix_(ends, ends)]
+    tokens = kv_tokens(problem, fleet)
+    jobs = []
+    for number, (rung, origin) in enumerate(zip(rungs, starts, strict=True)):
+        rng = Random(f"{seed}/{number}")
+        start, end = random_start(fleet, rng) if origin is None else fill(fleet, origin)
+        price = np.rint(slow * rung.slow_price * UNIT).astype(np.int64)
+        jobs.append(
+            Job(
+                instance(with_memory(fleet, tokens, rung, rung.share * largest), price),
+                demand=rung.share * largest,
+                start=start,
+                end=end,
+                proposals=proposals_per_run(fleet.num_nodes) // 2,
+                seed=rng.randrange(1 << 30),
+                hop_price=rung.hop_price,
+                detour_price=max(2.0, _DETOUR_OVER_SLOW * rung.slow_price),
+                hot=HOT if origin is None else 0.3 * HOT,
+            )
+        )
+    return jobs
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A placement with the flow its router should follow, and where it came from."""
+
+    placement: Placement
+    flow: Flow
+    rung: Rung
+
+
+def candidate(
+    problem: PlacementProblem, fleet: Fleet, found: Found, rung: Rung
+) -> Candidate | None:
+    """Make a candidate of a run's cheapest state; None when it carries nothing."""
+    placement = fleet.placement(found.cheapest, problem.num_nodes)
+    return routed(problem, placement, found.demand, rung)
+
+
+def routed(
+    problem: PlacementProblem, placement: Placement, demand: float, rung: Rung
+) -> Candidate | None:
+    """Route ``demand`` over few hops and near links; drop idle nodes and legs nobody would take."""
+    price = rung.hop_price + rung.slow_price * slowness(problem)
+    price = np.maximum(price, 1e-3)
+    flow = cheapest_flow(problem, placement, demand, price)
+    if flow.value <= 0:
+        return None
+    for _ in range(4):
+        weak = weak_legs(problem.num_nodes, flow)
+        if not weak.any():
+            break
+        kept = flow.legs[(flow.leg_flow > 0) & ~weak]
+        thinner = cheapest_flow(problem, placement, demand, price, legs=kept)
+        if thinner.value < 0.98 * flow.value:
+            break
+        flow = thinner
+    busy = flow.node_flow > _LEAST_NODE_SHARE * flow.value
+    intervals = tuple(
+        interval if used else None
+        for interval, used in zip(placement.intervals, busy.tolist(), strict=True)
+    )
+    ends = np.append(busy, True)
+    kept = flow.legs[(flow.leg_flow > 0) & ends[flow.legs[:, 0]] & ends[flow.legs[:, 1]]]
+    final = Placement(intervals)
+    flow = cheapest_flow(problem, final, demand, price, legs=kept)
+    return Candidate(final, flow.used(), rung) if flow.value > 0 else None
+
+
+def weak_legs(num_nodes: int, flow: Flow) -> NDArray[np.bool_]:
+    """``[m]`` legs with flow, but less than ``_LEAST_SHARE`` of what leaves their source."""
+    out = np.bincount(flow.legs[:, 0], weights=flow.leg_flow, minlength=num_nodes + 1)
+    return (flow.leg_flow > 0) & (flow.leg_flow < _LEAST_SHARE * out[flow.legs[:, 0]])
