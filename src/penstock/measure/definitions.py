@@ -127,6 +127,14 @@ def metrics() -> tuple[Metric, ...]:
             "finished", "Requests finished", "", "neither", service, lambda s: s.overall.finished
         ),
         Metric(
+            "unfinished",
+            "Unfinished at the end",
+            "",
+            "neither",
+            service,
+            lambda s: s.overall.unfinished,
+        ),
+        Metric(
             "not_served",
             "Rejected, dropped or failed",
             "",

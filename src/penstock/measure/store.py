@@ -6,6 +6,19 @@
 ``token_offsets.npy``, ``token_times_s.npy``    ragged iteration times
 ``series_busy.npy``, ``series_kv_use.npy``, ``series_queued.npy``    ``[buckets, nodes]``
 
+Columns of ``requests.csv`` (seconds are on the run's clock):
+
+id                  number of the request
+arrival_s           when it was sent
+admitted_s          when it left the queue for its route
+first_token_s, last_token_s    completion of its first and its latest output token
+prompt_tokens, output_tokens   as asked
+generated_tokens    as produced so far
+status              finished, running, queued, rejected, dropped or failed
+preemptions         how often it lost its KV memory and had to be read again
+class_index         position in ``class_names`` of run.json
+route_index         position in ``routes`` of run.json; -1 = never routed
+
 Equal runs give equal bytes. Text is UTF-8; floats are written so that they read back exactly.
 """
 

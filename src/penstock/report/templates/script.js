@@ -76,14 +76,17 @@
     chart.addEventListener("pointerleave", function () { rule.classList.add("hidden"); });
   });
 
-  var opened = [];
+  var opened = [], theme = "";
   window.addEventListener("beforeprint", function () {
     opened = Array.prototype.filter.call(document.querySelectorAll("details"), function (part) {
       return !part.open;
     });
     opened.forEach(function (part) { part.open = true; });
+    theme = root.className;
+    root.className = "light";
   });
   window.addEventListener("afterprint", function () {
     opened.forEach(function (part) { part.open = false; });
+    root.className = theme;
   });
 })();
