@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -247,26 +248,13 @@ class GurobiSolver:
         model.Params.OutputFlag = 0
         model.Params.TimeLimit = options.time_limit_s
         model.Params.Seed = options.seed
-        kinds = np.where(program.integer, gurobi.GRB.INTEGER, gurobi.GRB.CONTINUOUS)
-        x = model.addMVar(
-            program.num_columns,
-            lb=program.column_lower,
-            ub=program.column_upper,
-            obj=program.objective,
-            vtype=kinds,
-        )
-        model.ModelSense = gurobi.GRB.MAXIMIZE
-        for i in range(program.num_rows):
-            span = slice(program.starts[i], program.starts[i + 1])
-            row = program.values[span] @ x[program.columns[span]]
-            if program.row_lower[i] > -INFINITE:
-                model.addConstr(row >= program.row_lower[i])
-            if program.row_upper[i] < INFINITE:
-                model.addConstr(row <= program.row_upper[i])
+        variables = self._variables(gurobi, model, program)
+        self._rows(gurobi, model, program, variables)
         if options.start is not None:
-            x.Start = options.start
+            for variable, value in zip(variables, options.start.tolist(), strict=True):
+                variable.Start = value
         with interrupt_flag() as interrupted:
-            model.optimize(_gurobi_callback(gurobi, x, options, interrupted))
+            model.optimize(_gurobi_callback(gurobi, variables, options, interrupted))
         found = model.SolCount > 0
         status: Literal["optimal", "infeasible", "stopped"] = "stopped"
         if model.Status == gurobi.GRB.OPTIMAL:
@@ -275,15 +263,38 @@ class GurobiSolver:
             status = "infeasible"
         return Solution(
             status,
-            np.array(x.X) if found else None,
+            np.array([v.X for v in variables]) if found else None,
             float(model.ObjVal) if found else -INFINITE,
             float(model.ObjBound),
             interrupted.is_set(),
         )
 
+    def _variables(self, gurobi: Any, model: Any, program: Program) -> list[Any]:
+        model.ModelSense = gurobi.GRB.MAXIMIZE
+        kinds = (gurobi.GRB.CONTINUOUS, gurobi.GRB.INTEGER)
+        return [
+            model.addVar(lb=low, ub=high, obj=price, vtype=kinds[whole])
+            for low, high, price, whole in zip(
+                program.column_lower.tolist(),
+                program.column_upper.tolist(),
+                program.objective.tolist(),
+                program.integer.astype(int).tolist(),
+                strict=True,
+            )
+        ]
+
+    def _rows(self, gurobi: Any, model: Any, program: Program, variables: list[Any]) -> None:
+        values, columns = program.values.tolist(), program.columns.tolist()
+        for i, (a, b) in enumerate(pairwise(program.starts.tolist())):
+            row = gurobi.LinExpr(values[a:b], [variables[c] for c in columns[a:b]])
+            if program.row_lower[i] > -INFINITE:
+                model.addLConstr(row, gurobi.GRB.GREATER_EQUAL, float(program.row_lower[i]))
+            if program.row_upper[i] < INFINITE:
+                model.addLConstr(row, gurobi.GRB.LESS_EQUAL, float(program.row_upper[i]))
+
 
 def _gurobi_callback(
-    gurobi: Any, x: Any, options: SolverOptions, interrupted: threading.Event
+    gurobi: Any, variables: list[Any], options: SolverOptions, interrupted: threading.Event
 ) -> Callable[[Any, int], None]:
     codes = gurobi.GRB.Callback
 
@@ -294,7 +305,7 @@ def _gurobi_callback(
                 model.cbGet(codes.MIPSOL_OBJBND),
                 model.cbGet(codes.RUNTIME),
             )
-            options.on_incumbent(np.array(model.cbGetSolution(x)), state)
+            options.on_incumbent(np.array(model.cbGetSolution(variables)), state)
         if where == codes.MIP:
             state = SearchState(
                 model.cbGet(codes.MIP_OBJBST),

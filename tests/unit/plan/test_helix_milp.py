@@ -16,14 +16,20 @@ import pytest
 from plan_fleets import problem_of
 from plan_published import placements, problem
 
-from penstock.errors import Infeasible
+from penstock.errors import Infeasible, InputError
 from penstock.plan.flow import max_flow
 from penstock.plan.helix_milp import HelixMilpPlanner, StopRules, heuristic_start
 from penstock.plan.milp_model import MilpModel, followers
 from penstock.plan.placement import Placement, PlacementProblem
 from penstock.plan.planner import PlannerOptions, Progress
 from penstock.plan.prune import prune
-from penstock.plan.solver import HighsSolver, SearchState, Solution, SolverOptions
+from penstock.plan.solver import (
+    GurobiSolver,
+    HighsSolver,
+    SearchState,
+    Solution,
+    SolverOptions,
+)
 
 MAXFLOW = PlannerOptions(objective="maxflow", time_limit_s=5.0)
 SIZES = [
@@ -229,3 +235,16 @@ def test_highs_reports_bound_and_status() -> None:
     solution = HighsSolver().solve(program, SolverOptions(time_limit_s=60.0))
     assert solution.status == "optimal"
     assert solution.bound == pytest.approx(solution.value, rel=1e-6)
+
+
+def test_gurobi_plugs_in_where_it_is_installed() -> None:
+    """The second solver finds the same optimum; without it the line says how to get it."""
+    try:
+        import gurobipy  # noqa: F401, PLC0415
+    except ImportError:
+        with pytest.raises(InputError, match="gurobipy is not installed"):
+            HelixMilpPlanner(solver=GurobiSolver()).plan(_tiny(False), MAXFLOW)
+        return
+    ours = HelixMilpPlanner().plan(_tiny(False), MAXFLOW)
+    theirs = HelixMilpPlanner(solver=GurobiSolver()).plan(_tiny(False), MAXFLOW)
+    assert theirs.value == pytest.approx(ours.value)
