@@ -13,7 +13,7 @@ Interconnect = Literal["nvlink", "pcie", "infinity-fabric", "none"]
 class Accelerator:
     """One GPU type, with the figures of its datasheet.
 
-    ``flops_per_s`` holds dense (not sparse) peaks by dtype: fp32, fp16, bf16, fp8, int8, int4.
+    ``flops_per_s`` holds dense (not sparse) peaks by dtype: fp32, fp16, bf16, fp8, int8, fp4, int4.
     A dtype that is absent is not accelerated. ``interconnect_bytes_per_s`` is the one-way
     bandwidth between two GPUs of one node.
     """

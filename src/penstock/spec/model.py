@@ -5,8 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-DTYPE_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "fp8": 1.0, "int8": 1.0, "int4": 0.5}
-Dtype = Literal["fp32", "fp16", "bf16", "fp8", "int8", "int4"]
+# fp4 counts the block scales of its formats (NVFP4: one byte per 16 values).
+DTYPE_BYTES = {
+    "fp32": 4.0,
+    "fp16": 2.0,
+    "bf16": 2.0,
+    "fp8": 1.0,
+    "int8": 1.0,
+    "fp4": 0.5625,
+    "int4": 0.5,
+}
+Dtype = Literal["fp32", "fp16", "bf16", "fp8", "int8", "fp4", "int4"]
 
 
 @dataclass(frozen=True, slots=True)

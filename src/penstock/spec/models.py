@@ -299,7 +299,7 @@ def _quantisation(raw: Any) -> tuple[Dtype | None, Dtype | None]:
     kv_name = str(raw.get("kv_cache_quant_algo") or raw.get("kv_cache_scheme") or "").lower()
     kv: Dtype | None = "fp8" if "fp8" in kv_name or "float" in kv_name else None
     method = str(raw.get("quant_method") or raw.get("quant_algo") or "").lower()
-    for word, dtype in (("fp4", "int4"), ("fp8", "fp8"), ("w8a8", "int8"), ("w4a", "int4")):
+    for word, dtype in (("fp4", "fp4"), ("fp8", "fp8"), ("w8a8", "int8"), ("w4a", "int4")):
         if word in method or word in str(raw.get("quant_algo") or "").lower():
             return cast(Dtype, dtype), kv
     if raw.get("load_in_4bit"):
