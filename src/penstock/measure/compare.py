@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from penstock.errors import InputError
-from penstock.measure.definitions import Metric, metrics
+from penstock.measure.definitions import DEFINITIONS, Metric, metrics
 from penstock.measure.fleet import Fleet
 from penstock.measure.metrics import Summary, summarise, summary_to_dict
 from penstock.measure.run import Run
@@ -121,6 +121,7 @@ def comparison_to_dict(comparison: Comparison) -> dict[str, object]:
             }
             for item in comparison.verdicts
         ],
+        "definitions": dict(DEFINITIONS),
     }
 
 

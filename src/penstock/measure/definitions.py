@@ -26,7 +26,8 @@ class Metric:
 
 DEFINITIONS: Mapping[str, str] = MappingProxyType(
     {
-        "window": "All rates are per second of the stated window. A sample belongs to the window "
+        "window": "All rates are per second of the stated window, both ends included. A sample "
+        "belongs to the window "
         "in which it completes: TTFT by its first token, TPOT and end-to-end latency by the last "
         "token, ITL by the later of its two tokens.",
         "decode throughput": "Decode iterations completed in the window, per second; the prompt "

@@ -216,33 +216,35 @@ def _bar(plan: Plan, bar: _Bar, shade: float, load: Mapping[str, float]) -> str:
 
 
 def _legs(plan: Plan, legs: Sequence[Leg], bars: Sequence[_Bar]) -> list[str]:
-    """Lines from the end of one engine's layers to where the next takes over."""
-    last = {bar.engine.name: bar for bar in bars if bar.stage is bar.engine.stages[-1]}
-    first = {bar.engine.name: bar for bar in bars if bar.stage is bar.engine.stages[0]}
-    peak = max((leg.flow_tokens_per_s for leg in legs), default=0.0)
-    lines = []
-    for leg in legs:
-        if leg.src not in last or leg.dst not in first or leg.flow_tokens_per_s <= 0:
-            continue
-        src, dst = last[leg.src], first[leg.dst]
-        x = _x(plan, src.stage.end_layer)
-        y0, y1 = src.y + _ROW / 2, dst.y + _ROW / 2
-        bend = min(26.0, 6.0 + abs(y1 - y0) * 0.06)
-        path = (
-            f"M{number(x - 2)} {number(y0)}C{number(x + bend)} {number(y0)} "
-            f"{number(x - bend)} {number(y1)} {number(x + 2)} {number(y1)}"
-        )
-        share = leg.flow_tokens_per_s / peak if peak > 0 else 0.0
-        lines.append(
-            element(
-                "path",
-                tooltip(f"{leg.src} to {leg.dst}: {figure(leg.flow_tokens_per_s, 'tok/s')}"),
-                d=path,
-                class_="leg",
-                stroke_width=0.6 + 2.2 * share,
-            )
-        )
-    return lines
+    """Lines from the end of one stage's layers to where the next takes over."""
+    of_engine: dict[str, list[_Bar]] = {}
+    for bar in sorted(bars, key=lambda bar: bar.stage.start_layer):
+        of_engine.setdefault(bar.engine.name, []).append(bar)
+    load = engine_load(plan)
+    hops = [
+        (of_engine[leg.src][-1], of_engine[leg.dst][0], leg.flow_tokens_per_s)
+        for leg in legs
+        if leg.src in of_engine and leg.dst in of_engine
+    ]
+    hops += [
+        (own[i], own[i + 1], load[name])
+        for name, own in of_engine.items()
+        for i in range(len(own) - 1)
+    ]
+    peak = max((flow for _, _, flow in hops), default=0.0)
+    return [_leg(plan, src, dst, flow, flow / peak) for src, dst, flow in hops if flow > 0]
+
+
+def _leg(plan: Plan, src: _Bar, dst: _Bar, flow: float, share: float) -> str:
+    x = _x(plan, src.stage.end_layer)
+    y0, y1 = src.y + _ROW / 2, dst.y + _ROW / 2
+    bend = min(26.0, 6.0 + abs(y1 - y0) * 0.06)
+    path = (
+        f"M{number(x - 2)} {number(y0)}C{number(x + bend)} {number(y0)} "
+        f"{number(x - bend)} {number(y1)} {number(x + 2)} {number(y1)}"
+    )
+    hint = f"{src.stage.node} to {dst.stage.node}: {figure(flow, 'tok/s')}"
+    return element("path", tooltip(hint), d=path, class_="leg", stroke_width=0.6 + 2.2 * share)
 
 
 def _aggregated(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,10 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.report.plans import plan_of
 
+from penstock.plan.plan import Leg
 from penstock.report.charts import Series, bar_chart, cdf_chart, heat_map, level, range_chart
 from penstock.report.numbers import change, figure, row_figures
 from penstock.report.placement_drawing import engine_load, placement_drawing
 from penstock.report.svg import linear_ticks, log_ticks
+from penstock.spec.cluster import COORDINATOR
 
 SVG = "{http://www.w3.org/2000/svg}"
 MIXED = {("eu", "A100"): 4, ("eu", "L4"): 8, ("us", "T4"): 12}
@@ -149,6 +152,19 @@ def test_legs_are_drawn_while_they_can_be_told_apart() -> None:
     assert small.count('class="leg"') > 10
     assert 'class="leg"' not in large
     assert len(large) < 60_000
+
+
+def test_stages_of_one_engine_are_joined() -> None:
+    """An engine that spans three nodes shows three bars and the two hops between them."""
+    plan = plan_of({("eu", "A100"): 6}, spare=0)
+    first = plan.engines[:3]
+    stages = tuple(engine.stages[0] for engine in first)
+    one = replace(first[0], name="pipe", stages=stages)
+    legs = (Leg(COORDINATOR, "pipe", 10.0, 20.0),)
+    svg = placement_drawing(replace(plan, engines=(one,), legs=legs), name="p")
+
+    assert svg.count(" block") == 3
+    assert svg.count('class="leg"') == 2
 
 
 def test_flow_into_engines_is_counted_once() -> None:
