@@ -25,8 +25,11 @@ def planners() -> Mapping[str, Factory]:
 
 
 def planner(name: str) -> Planner:
-    """Return the planner called ``name``; ``SpecError`` with the nearest name if there is none."""
-    known = planners()
+    """Return the planner called ``name``; ``SpecError`` with the nearest name if there is none.
+
+    ``helix-milp-gurobi`` is ``helix-milp`` on Gurobi, which has to be installed.
+    """
+    known = {**planners(), "helix-milp-gurobi": _helix_milp_on_gurobi}
     if name not in known:
         raise SpecError(
             "unknown planner", key="--planner", value=name, fix=did_you_mean(name, known)
@@ -47,6 +50,13 @@ def _helix_milp() -> Planner:
     from penstock.plan.helix_milp import HelixMilpPlanner  # noqa: PLC0415
 
     return HelixMilpPlanner()
+
+
+def _helix_milp_on_gurobi() -> Planner:
+    from penstock.plan.helix_milp import HelixMilpPlanner  # noqa: PLC0415
+    from penstock.plan.solver import GurobiSolver  # noqa: PLC0415
+
+    return HelixMilpPlanner(solver=GurobiSolver())
 
 
 def _swarm() -> Planner:

@@ -243,7 +243,14 @@ class GurobiSolver:
     name = "Gurobi"
 
     def solve(self, program: Program, options: SolverOptions) -> Solution:
+        """Raises ``InputError`` without gurobipy, or where its licence refuses the program."""
         gurobi = _gurobipy()
+        try:
+            return self._solve(gurobi, program, options)
+        except gurobi.GurobiError as error:
+            raise InputError(f"Gurobi refuses: {error}; use HiGHS (--planner helix-milp)") from None
+
+    def _solve(self, gurobi: Any, program: Program, options: SolverOptions) -> Solution:
         model = gurobi.Model()
         model.Params.OutputFlag = 0
         model.Params.TimeLimit = options.time_limit_s
