@@ -182,6 +182,8 @@ def _headline(comparison: Comparison | None, best: int | None, plans: Sequence[P
     second = order[1]
     mine, other = worth(comparison.summaries[best]), worth(comparison.summaries[second])
     what = "goodput" if judged else "decode throughput"
+    if mine == other:
+        return f"{name} and {comparison.names[second]} have the same {what}."
     lead = f": {mine / other - 1:.1%} above {comparison.names[second]}" if other > 0 else ""
     return f"{name} has the highest {what}{lead}."
 

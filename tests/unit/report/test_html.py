@@ -234,3 +234,10 @@ def test_classes_have_their_own_table() -> None:
     assert "By SLO class" in text
     assert "TTFT 400.0 ms, TPOT 1.00 s" in text
     assert "run · batch" in text
+
+
+def test_a_tie_has_no_winner() -> None:
+    """Two equal runs are called equal."""
+    page = render_report([busy_run("a"), busy_run("b")], [], title="Tie")
+
+    assert "a and b have the same decode throughput." in page
