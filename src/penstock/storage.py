@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,7 +24,12 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` to ``path``, replacing it in one step.
+    """Write ``text`` to ``path``, as ``write_lines`` does."""
+    write_lines(path, (text,))
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write ``lines`` (each with its line end) to ``path``, replacing it in one step.
 
     Raises ``StorageError`` (disk full, no permission); the old file is then untouched.
     """
@@ -32,7 +37,7 @@ def write_text(path: Path, text: str) -> None:
         handle, name = tempfile.mkstemp(dir=path.absolute().parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as stream:
-                stream.write(text)
+                stream.writelines(lines)
                 stream.flush()
                 os.fsync(stream.fileno())
             os.chmod(name, 0o666 & ~_umask())
@@ -55,12 +60,25 @@ def new_folder(path: Path) -> Iterator[Path]:
         try:
             yield work
             work.chmod(0o777 & ~_umask())
-            if path.is_dir():
-                shutil.rmtree(path)
-            os.replace(work, path)
+            _swap(work, path)
         except BaseException:
             shutil.rmtree(work, ignore_errors=True)
             raise
+
+
+def _swap(new: Path, path: Path) -> None:
+    """Put ``new`` at ``path``; what stood there is removed only after the new one is in place."""
+    if not path.exists():
+        os.replace(new, path)
+        return
+    old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.old."))
+    os.replace(path, old)
+    try:
+        os.replace(new, path)
+    except BaseException:
+        os.replace(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _umask() -> int:
