@@ -7,7 +7,7 @@ solves the same problem: same nodes and links (pruned where theirs was), no part
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -87,15 +87,22 @@ def search_tasks(helix: Path, sections: Sequence[str], only: str) -> list[Task[A
 
 
 def search_rows(helix: Path, searches: tuple[Search, ...]) -> list[Row]:
-    """Solve one problem and put its times beside every published run of it."""
-    path = helix / "expected" / "milp_runs.csv"
-    records = {r["run"]: r for r in read_table(path, "run", "best_objective_tokens_per_s")}
+    """Solve one problem and put it beside every published run of it."""
+    records, path = _published(helix)
     goal = number(records[searches[0].run], "best_objective_tokens_per_s", path)
-    found = _solve(helix, searches[0], goal)
-    rows = []
-    for search in searches:
-        rows += _rows(search, records[search.run], path, found)
-    return rows
+    return found_rows(helix, searches, _solve(helix, searches[0], goal))
+
+
+def found_rows(helix: Path, searches: tuple[Search, ...], found: Found) -> list[Row]:
+    """Times, values and bounds of the published runs beside ``found``."""
+    records, path = _published(helix)
+    return [row for search in searches for row in _rows(search, records[search.run], path, found)]
+
+
+def _published(helix: Path) -> tuple[Mapping[str, Record], Path]:
+    path = helix / "expected" / "milp_runs.csv"
+    rows = read_table(path, "run", "best_objective_tokens_per_s", "seconds_to_final_incumbent")
+    return {row["run"]: row for row in rows}, path
 
 
 def _solve(helix: Path, search: Search, goal: float) -> Found:
