@@ -7,7 +7,7 @@ the model and the cost model the plan was made for. ``docs/formats.md`` describe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from penstock.storage import write_text
 
 VERSION = 1
 _WIDTH = 100
+_ENDLESS = 2**30
 
 __all__ = [
     "format_plan",
@@ -103,7 +104,8 @@ def format_plan(plan: Plan) -> str:
             parts.append(f"# {_NOTES[key]}\n")
         if key in _ROWS and isinstance(value, list) and value:
             parts.append(f"{key}:\n")
-            parts += [f"- {_one_line(row)}\n" for row in value]
+            line = _leg_lines() if key == "legs" else _one_line
+            parts += [f"- {line(row)}\n" for row in value]
         else:
             parts.append(_dump(key, value))
     return "".join(parts)
@@ -151,13 +153,32 @@ def _one_line(row: object) -> str:
         Dumper=_Dumper,
         sort_keys=False,
         default_flow_style=True,
-        width=float("inf"),
+        width=_ENDLESS,
         allow_unicode=True,
     )
     return text.strip()[1:-1]
 
 
-class _Dumper(yaml.SafeDumper):
+def _leg_lines() -> Callable[[list[object]], str]:
+    """``_one_line`` for legs, which are many: each name is written once, numbers as YAML does."""
+    names: dict[object, str] = {}
+
+    def line(row: list[object]) -> str:
+        src, dst, *numbers = row
+        for name in (src, dst):
+            if name not in names:
+                names[name] = _one_line(name)
+        return f"[{names[src]}, {names[dst]}, {', '.join(_number(x) for x in numbers)}]"
+
+    return line
+
+
+def _number(value: object) -> str:
+    text = repr(value)
+    return text.replace("e", ".0e", 1) if "." not in text else text
+
+
+class _Dumper(yaml.CSafeDumper):
     """The safe dumper without anchors: equal parts are written out."""
 
     def ignore_aliases(self, _data: Any) -> bool:
