@@ -23,7 +23,7 @@ from penstock.plan.document import format_plan
 from penstock.plan.planner import PlannerOptions
 from penstock.plan.prune import prune
 from penstock.plan.registry import planner
-task = problem_of([("A100", 4), ("L4", 6), ("T4", 5)], "llama2-70b", regions=2)
+task = problem_of([("A100", 5), ("L4", 8), ("T4", 9)], "llama2-70b", regions=2)
 for name in ("swarm", "petals", "homogeneous", "separate+"):
     sys.stdout.write(format_plan(planner(name).plan(task, PlannerOptions(objective="maxflow"))))
 sys.stdout.write(str(list(prune(task, 3).cluster.pair_links)))
