@@ -91,7 +91,7 @@ def block_placement(fleet: Fleet, evaluate: Evaluate, upper: float | None = None
     best: Built | None = None
     low = serial_chain(fleet, evaluate).value
     for order in _orders(groups):
-        found = _bisect(fleet, regions, group, order, (low, top), evaluate)
+        found = _bisect(fleet, regions, group, order, span=(low, top), evaluate=evaluate)
         if found is not None and (best is None or found.value > best.value):
             best = found
             low = max(low, found.value)
@@ -114,6 +114,7 @@ def _bisect(
     regions: Sequence[Region],
     group: Ints,
     order: tuple[int, ...],
+    *,
     span: tuple[float, float],
     evaluate: Evaluate,
 ) -> Built | None:

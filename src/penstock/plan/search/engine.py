@@ -172,8 +172,8 @@ class Climb:
         """Run up to ``count`` rounds of jobs; yield the best value after each.
 
         Demands lie between the best value (or most of the bound) and the bound, more often near the
-        former; the last job of every third round asks for the bound itself. Seven starts in ten are random, the others continue from
-        the best placement at a lower temperature.
+        former; the last job of every third round asks for the bound itself. Seven starts in ten
+        are random, the others continue from the best placement at a lower temperature.
         """
         rng = Random(self.seed)
         inst = instance(self.fleet)

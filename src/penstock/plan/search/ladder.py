@@ -57,11 +57,25 @@ class Rung:
 def first_rungs(has_slow_links: bool) -> list[Rung]:
     """The ladder tried first."""
     slow = (0.5, 1.0, 2.0) if has_slow_links else (0.0,)
-    rungs = []
-    for position, share in enumerate((0.55, 0.65, 0.72, 0.79, 0.86, 0.93)):
-        for step, hop in enumerate((0.08, 0.16, 0.3)):
-            rungs.append(Rung(share, hop, slow[(position + step) % len(slow)]))
+    settings = ((0.2, 0.4), (0.35, 0.35), (0.15, 0.3), (0.3, 0.0))
+    rungs: list[Rung] = []
+    for share in (0.6, 0.68, 0.75, 0.82, 0.89):
+        for hop, memory in settings:
+            rungs.append(Rung(share, hop, slow[len(rungs) % len(slow)], memory))
     return rungs
+
+
+def rungs_near(rung: Rung, count: int, rng: Random) -> list[Rung]:
+    """Settings close to one that did well."""
+    return [
+        Rung(
+            share=min(1.0, rung.share * rng.uniform(0.94, 1.06)),
+            hop_price=rung.hop_price * rng.uniform(0.6, 1.5),
+            slow_price=rung.slow_price * rng.uniform(0.6, 1.5),
+            memory=rung.memory * rng.uniform(0.9, 1.1),
+        )
+        for _ in range(count)
+    ]
 
 
 def leg_seconds(problem: PlacementProblem) -> Floats:
@@ -91,7 +105,9 @@ def slowness(problem: PlacementProblem) -> Floats:
 def kv_tokens(problem: PlacementProblem, fleet: Fleet) -> Floats:
     """``[n, K + 1]`` tokens whose KV a node keeps for each of the k layers it holds."""
     rows: dict[int, Floats] = {}
-    for kind, node in zip(problem.node_type[fleet.origin].tolist(), fleet.origin.tolist(), strict=True):
+    for kind, node in zip(
+        problem.node_type[fleet.origin].tolist(), fleet.origin.tolist(), strict=True
+    ):
         if kind not in rows:
             row = np.zeros(fleet.capacity.shape[1])
             for k in range(1, int(problem.max_layers[kind]) + 1):
@@ -118,6 +134,7 @@ def jobs_for(
     problem: PlacementProblem,
     fleet: Fleet,
     rungs: Sequence[Rung],
+    *,
     largest: float,
     seed: int,
     starts: Sequence[Intervals | None],
@@ -165,15 +182,23 @@ def candidate(
 
 
 def routed(
-    problem: PlacementProblem, placement: Placement, demand: float, rung: Rung
+    problem: PlacementProblem,
+    placement: Placement,
+    demand: float,
+    rung: Rung,
+    *,
+    thin: bool = True,
 ) -> Candidate | None:
-    """Route ``demand`` over few hops and near links; drop idle nodes and legs nobody would take."""
+    """Route ``demand`` over few hops and near links; drop idle nodes and, if ``thin``, weak legs.
+
+    The router would not take weak legs anyway; ``thin`` may cost up to 2 % of the demand.
+    """
     price = rung.hop_price + rung.slow_price * slowness(problem)
     price = np.maximum(price, 1e-3)
     flow = cheapest_flow(problem, placement, demand, price)
     if flow.value <= 0:
         return None
-    for _ in range(4):
+    for _ in range(4 if thin else 0):
         weak = weak_legs(problem.num_nodes, flow)
         if not weak.any():
             break
@@ -182,7 +207,8 @@ def routed(
         if thinner.value < 0.98 * flow.value:
             break
         flow = thinner
-    busy = flow.node_flow > _LEAST_NODE_SHARE * flow.value
+    least = _LEAST_NODE_SHARE if thin else 1e-9
+    busy = flow.node_flow > least * flow.value
     intervals = tuple(
         interval if used else None
         for interval, used in zip(placement.intervals, busy.tolist(), strict=True)

@@ -1,0 +1,174 @@
+"""The search for what users get: candidates from the ladder, scored, refined, scored in full.
+
+Three filters of rising cost: the annealing's energy makes candidates, the surrogate ranks them,
+the evaluator (the simulator, passed in) measures the best. Without an evaluator the surrogate
+decides. Every step is counted, none is timed, so the same seed gives the same plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from random import Random
+
+from penstock.plan.fleet import Fleet
+from penstock.plan.placement import PlacementProblem
+from penstock.plan.plan import Plan
+from penstock.plan.planner import Evaluator, Progress, ProgressCallback, Score
+from penstock.plan.search.constructors import Intervals
+from penstock.plan.search.engine import ROUND, Deadline, RunJobs
+from penstock.plan.search.ladder import (
+    Candidate,
+    Rung,
+    candidate,
+    first_rungs,
+    jobs_for,
+    routed,
+    rungs_near,
+    slowness,
+)
+from penstock.plan.surrogate import Surrogate
+
+QUICK = 0.5
+"""Share of the full measurement spent on a first look."""
+_REFINED = 2
+"""Best candidates around which the ladder is refined."""
+_PER_REFINEMENT = 6
+_FINALISTS = 5
+
+MakePlan = Callable[[Candidate], Plan]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A candidate, what the surrogate says, and what was measured (None = surrogate only)."""
+
+    candidate: Candidate
+    estimate: float
+    score: Score | None = None
+
+    @property
+    def value(self) -> float:
+        return self.estimate if self.score is None else self.score.value
+
+
+@dataclass
+class Serving:
+    """One search for throughput or goodput; ``best`` is valid at any time."""
+
+    problem: PlacementProblem
+    fleet: Fleet
+    largest: float
+    seed: int
+    make_plan: MakePlan
+    evaluate: Evaluator | None
+    progress: ProgressCallback
+    deadline: Deadline
+    seen: dict[tuple[object, ...], Scored] = field(default_factory=dict)
+    tried: int = 0
+    measured: list[Scored] = field(default_factory=list)
+    final: list[Scored] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._surrogate = Surrogate(self.problem)
+
+    @property
+    def best(self) -> Scored | None:
+        for pool in (self.final, self.measured, list(self.seen.values())):
+            if pool:
+                return max(pool, key=lambda scored: scored.value)
+        return None
+
+    def run(self, run_jobs: RunJobs, constructed: Sequence[Intervals]) -> None:
+        """Climb the ladder, refine around the best, measure the finalists in full."""
+        for intervals in constructed:
+            placement = self.fleet.placement(intervals, self.problem.num_nodes)
+            rung = Rung(1.0, 0.1, 1.0)
+            self._keep(routed(self.problem, placement, self.largest, rung))
+        rungs = first_rungs(bool(slowness(self.problem).any()))
+        self._anneal(run_jobs, rungs, [None] * len(rungs), 0.0, 0.5)
+        self._measure(_measurable(self.problem.num_nodes))
+        rng = Random(f"{self.seed}/refine")
+        near: list[Rung] = []
+        starts: list[Intervals | None] = []
+        for scored in self._ranked()[:_REFINED]:
+            near += rungs_near(scored.candidate.rung, _PER_REFINEMENT, rng)
+            whole = scored.candidate.placement.intervals
+            origin = [whole[i] for i in self.fleet.origin.tolist()]
+            starts += [origin if k % 2 else None for k in range(_PER_REFINEMENT)]
+        self._anneal(run_jobs, near, starts, 0.55, 0.85)
+        self._measure(_measurable(self.problem.num_nodes) // 2)
+        self._finish()
+
+    def _anneal(
+        self,
+        run_jobs: RunJobs,
+        rungs: Sequence[Rung],
+        starts: Sequence[Intervals | None],
+        begin: float,
+        end: float,
+    ) -> None:
+        seed = hash_free(self.seed, self.tried)
+        jobs = jobs_for(
+            self.problem, self.fleet, rungs, largest=self.largest, seed=seed, starts=starts
+        )
+        for first in range(0, len(jobs), ROUND):
+            if self.deadline.passed and self.seen:
+                return
+            batch = list(zip(jobs, rungs, strict=True))[first : first + ROUND]
+            for found, (_, rung) in zip(run_jobs([job for job, _ in batch]), batch, strict=True):
+                self.tried += 1
+                self._keep(candidate(self.problem, self.fleet, found, rung))
+            share = (first + len(batch)) / len(jobs)
+            self._say(f"{self.tried} candidates", begin + (end - begin) * share)
+
+    def _keep(self, made: Candidate | None) -> None:
+        if made is None or made.placement.intervals in self.seen:
+            return
+        estimate = self._surrogate.decode_tokens_per_s(made.placement, made.flow)
+        self.seen[made.placement.intervals] = Scored(made, estimate)
+
+    def _measure(self, most: int) -> None:
+        """Have the evaluator take a quick look at the best candidates not looked at yet."""
+        if self.evaluate is None or (self.deadline.passed and self.measured):
+            return
+        done = {scored.candidate.placement.intervals for scored in self.measured}
+        fresh = [s for key, s in self.seen.items() if key not in done]
+        fresh.sort(key=lambda scored: -scored.estimate)
+        chosen = fresh[:most]
+        plans = [self.make_plan(scored.candidate) for scored in chosen]
+        for scored, score in zip(chosen, self.evaluate(plans, QUICK), strict=True):
+            self.measured.append(Scored(scored.candidate, scored.estimate, score))
+        self._say(f"{len(self.measured)} candidates measured", None)
+
+    def _ranked(self) -> list[Scored]:
+        pool = self.measured or list(self.seen.values())
+        return sorted(pool, key=lambda scored: -scored.value)
+
+    def _finish(self) -> None:
+        """Measure the best in full."""
+        if self.evaluate is None or self.deadline.passed:
+            return
+        chosen = self._ranked()[: _finalists(self.problem.num_nodes)]
+        plans = [self.make_plan(scored.candidate) for scored in chosen]
+        for scored, score in zip(chosen, self.evaluate(plans, 1.0), strict=True):
+            self.final.append(Scored(scored.candidate, scored.estimate, score))
+        self._say(f"best of {self.tried} candidates", 1.0)
+
+    def _say(self, message: str, fraction: float | None) -> None:
+        best = self.best
+        self.progress(Progress(message, fraction, None if best is None else best.value))
+
+
+def _measurable(num_nodes: int) -> int:
+    """How many candidates to simulate at first: fewer on large fleets, where each takes longer."""
+    return max(2, min(16, 700 // num_nodes))
+
+
+def _finalists(num_nodes: int) -> int:
+    return max(1, min(_FINALISTS, 300 // num_nodes))
+
+
+def hash_free(*parts: int) -> int:
+    """A seed from several numbers that does not depend on Python's string hashing."""
+    return Random("/".join(map(str, parts))).randrange(1 << 30)
