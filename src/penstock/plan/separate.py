@@ -64,10 +64,10 @@ class SeparatePlanner:
                 if self.mix_left_over
                 else "--planner separate+",
             )
-        reasons = [f"pipelines of equal layer parts, one or more per machine type: {len(pipelines)}"]
+        reasons = [f"pipelines of equal parts, one or more per machine type: {len(pipelines)}"]
         if mixed:
             names = dict.fromkeys(problem.type_names[problem.node_type[i]] for i in left_over)
-            reasons.append(f"of these {len(mixed)} of the left-over types {', '.join(names)} together")
+            reasons.append(f"of these mixing the left-over types {', '.join(names)}: {len(mixed)}")
         return self._plan(problem, options, pipelines, most, reasons)
 
     def _plan(
@@ -184,9 +184,11 @@ def _deal(problem: PlacementProblem, nodes: Sequence[int], count: int) -> list[l
 
 
 def _pipeline(problem: PlacementProblem, group: list[int], most: Sequence[int]) -> Pipeline:
-    """The published orders: over equal links nodes in their order, the shorter parts first;
+    """One chain through ``group``, in the order of the published files.
 
-    over unequal links in reverse, or, where parts differ, shuffled (seed 0), longer parts first.
+    Over equal links: nodes in their order, the shorter parts first. Over unequal links: nodes in
+    reverse (as the Swarm code that made those files puts them), or, where parts differ, shuffled
+    with seed 0, the longer parts first.
     """
     group = group[: problem.num_layers]
     even = problem.num_layers % len(group) == 0

@@ -151,6 +151,18 @@ def test_small_programs_are_solved_to_the_brute_force_optimum(partial: bool) -> 
         assert plan.bound == pytest.approx(best, rel=1e-5)
 
 
+@pytest.mark.parametrize("partial", [False, True])
+def test_redundant_rows_do_not_change_the_optimum(partial: bool) -> None:
+    """Rows that force compatible switches on only add to the program."""
+    task = _tiny(partial)
+    lean, full = MilpModel.of(task).program, MilpModel.of(task, redundant=True).program
+    assert full.num_rows > lean.num_rows
+    assert full.num_columns == lean.num_columns
+    options = SolverOptions(time_limit_s=60.0)
+    values = [HighsSolver().solve(program, options).value for program in (lean, full)]
+    assert values[0] == pytest.approx(values[1], rel=1e-6)
+
+
 def test_improving_solutions_are_streamed() -> None:
     """Progress starts with the heuristic and only ever rises."""
     news: list[Progress] = []
