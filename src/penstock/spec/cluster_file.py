@@ -24,7 +24,6 @@ from penstock.spec.names import did_you_mean, normalise
 from penstock.spec.strict import (
     Bandwidth,
     Bytes,
-    Count,
     Duration,
     Flops,
     Name,
@@ -35,6 +34,7 @@ from penstock.spec.strict import (
 
 DEFAULT_NIC_BYTES_PER_S = 10e9 / 8
 DEFAULT_DISK_BYTES_PER_S = 1e9
+MAX_GROUP = 100_000
 
 
 class AcceleratorFile(Strict):
@@ -57,9 +57,12 @@ class GroupFile(Strict):
     name: Name | None = None
     names: list[Name] | None = Field(default=None, min_length=1)
     accelerator: str
-    count: Count | None = None
-    accelerators_per_node: Count = Field(
+    count: Annotated[int, Field(strict=True, ge=1, le=MAX_GROUP)] | None = None
+    accelerators_per_node: int = Field(
         default=1,
+        strict=True,
+        ge=1,
+        le=1024,
         validation_alias=AliasChoices("accelerators_per_node", "tensor_parallel_size"),
     )
     region: Name = "default"

@@ -22,6 +22,7 @@ from penstock.spec.catalogue import parse_machine_type
 from penstock.spec.cluster import COORDINATOR, Cluster, Link
 from penstock.spec.files import read_text
 from penstock.spec.hardware import Coordinator, Node
+from penstock.storage import write_text
 
 NODE_OFFSET = 2
 REGION = "default"
@@ -350,7 +351,7 @@ def format_cluster(cluster: Cluster) -> str:
 
 def write_cluster(path: str | Path, cluster: Cluster) -> None:
     """Write ``format_cluster``."""
-    Path(path).write_text(format_cluster(cluster), encoding="utf-8")
+    write_text(Path(path), format_cluster(cluster))
 
 
 def _simulator_lines(placed: SimulatorCluster) -> Iterator[str]:
@@ -393,7 +394,7 @@ def format_simulator_cluster(placed: SimulatorCluster) -> str:
 
 
 def write_simulator_cluster(path: str | Path, placed: SimulatorCluster) -> None:
-    Path(path).write_text(format_simulator_cluster(placed), encoding="utf-8")
+    write_text(Path(path), format_simulator_cluster(placed))
 
 
 def format_solution(
@@ -412,4 +413,4 @@ def write_solution(
     layers: Mapping[str, tuple[int, int]],
     node_names: Sequence[str] | None = None,
 ) -> None:
-    Path(path).write_text(format_solution(layers, node_names), encoding="utf-8")
+    write_text(Path(path), format_solution(layers, node_names))

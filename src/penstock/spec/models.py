@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from penstock.errors import SpecError
-from penstock.spec.files import PRESETS, read_json, read_yaml
+from penstock.spec.files import PRESETS, is_finite_number, read_json, read_yaml
 from penstock.spec.model import Dtype, LatentAttention, MixtureOfExperts, ModelSpec
 from penstock.spec.names import did_you_mean, normalise
 
@@ -55,6 +55,7 @@ _UNTIED = (
     "baichuan", "chatglm", "glm", "gpt_oss", "kimi", "olmo", "stablelm", "yi", "codegen",
     "starcoder2", "granite", "exaone", "minimax", "dbrx", "xverse", "aquila",
 )  # fmt: skip
+_LARGEST = 10**12
 _LEARNED_POSITIONS = {"opt": 2, "gpt2": 0, "gpt_bigcode": 0}
 _DTYPES: Mapping[str, Dtype] = {
     "float32": "fp16",
@@ -90,7 +91,9 @@ class _Config:
             return default
         if isinstance(value, list) and value and all(item == value[0] for item in value):
             value = value[0]
-        if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        if value == 0 and default == 0:
+            return 0
+        if type(value) is not int or not 0 < value <= _LARGEST:
             raise SpecError("must be a whole number above 0", key=key, value=value)
         return value
 
@@ -119,7 +122,8 @@ def model_from_config(
     if config.get("is_encoder_decoder"):
         raise SpecError("encoder-decoder models are not supported", key="is_encoder_decoder")
     hidden, heads = c.size("hidden_size"), c.size("num_attention_heads")
-    architectures = config.get("architectures") or outer.get("architectures") or [c.model_type]
+    named = config.get("architectures") or outer.get("architectures")
+    architecture = named[0] if isinstance(named, list) and named else c.model_type
     layers = c.size("num_hidden_layers")
     moe = _mixture_of_experts(c, layers)
     dtype = _dtype(c)
@@ -144,7 +148,7 @@ def model_from_config(
         moe=moe,
         mla=_latent_attention(c),
         embedding_parameters_override=_embeddings(c, hidden),
-        architecture=str(architectures[0]) if architectures else "",
+        architecture=str(architecture),
         source=source,
     )
 
@@ -190,7 +194,7 @@ def _intermediate(c: _Config, hidden: int) -> int:
     if c.model_type.startswith("llama4") and c.get("intermediate_size_mlp") is not None:
         return c.size("intermediate_size_mlp")
     ratio = c.get("expansion_ratio")
-    default = int(hidden * ratio) if isinstance(ratio, (int, float)) else 4 * hidden
+    default = int(hidden * ratio) if is_finite_number(ratio) else 4 * hidden
     return c.size("intermediate_size", default if c.is_family(_UNGATED) else None)
 
 
@@ -240,7 +244,7 @@ def _mixture_of_experts(c: _Config, layers: int) -> MixtureOfExperts | None:
         if c.get("moe_intermediate_size") is not None
         else c.size("intermediate_size")
     )
-    shared = c.get("n_shared_experts") or c.get("num_shared_experts") or 0
+    shared = c.size("n_shared_experts", 0) or c.size("num_shared_experts", 0)
     if c.get("shared_expert_intermediate_size"):
         # Qwen2-MoE has one wide shared expert; count it as several of the routed width.
         shared = max(1, round(c.size("shared_expert_intermediate_size") / width))
@@ -248,9 +252,11 @@ def _mixture_of_experts(c: _Config, layers: int) -> MixtureOfExperts | None:
         shared = 1
     step = c.size("decoder_sparse_step", c.size("interleave_moe_layer_step", 1))
     step = c.size("moe_layer_freq", step) if isinstance(c.get("moe_layer_freq"), int) else step
-    dense = tuple(int(i) for i in c.get("mlp_only_layers") or ())
+    dense = c.get("mlp_only_layers") or []
+    if not isinstance(dense, list) or not all(type(i) is int for i in dense):
+        raise SpecError("must be a list of layer numbers", key="mlp_only_layers", value=dense)
     first_dense = c.get("first_k_dense_replace") or 0
-    if not isinstance(first_dense, int) or not 0 <= first_dense <= layers:
+    if type(first_dense) is not int or not 0 <= first_dense <= layers:
         raise SpecError(f"must be 0 to {layers}", key="first_k_dense_replace", value=first_dense)
     per_token = c.size("experts_per_token")
     if per_token > c.size("experts"):
@@ -261,10 +267,10 @@ def _mixture_of_experts(c: _Config, layers: int) -> MixtureOfExperts | None:
         num_experts=c.size("experts"),
         num_experts_per_token=per_token,
         intermediate_size=width,
-        num_shared_experts=int(shared),
+        num_shared_experts=shared,
         first_dense_layers=first_dense,
         layer_step=step,
-        dense_layers=dense,
+        dense_layers=tuple(dense),
     )
 
 
@@ -309,15 +315,17 @@ def _quantisation(raw: Any) -> tuple[Dtype | None, Dtype | None]:
     scheme: Mapping[str, Any] = raw
     groups = raw.get("config_groups")
     if isinstance(groups, Mapping) and groups:
-        scheme = next(iter(groups.values())).get("weights") or {}
+        group = next(iter(groups.values()))
+        weights = group.get("weights") if isinstance(group, Mapping) else None
+        scheme = weights if isinstance(weights, Mapping) else {}
     bits = scheme.get("bits", scheme.get("num_bits", scheme.get("w_bit")))
     by_bits: Mapping[Any, Dtype] = {3: "int4", 4: "int4", 8: "int8"}
-    if bits in by_bits:
+    if isinstance(bits, int) and bits in by_bits:
         return ("fp8" if bits == 8 and scheme.get("type") == "float" else by_bits[bits]), kv
     raise SpecError(
         "unknown quantisation",
         key="quantization_config",
-        value=method or sorted(raw),
+        value=method or [str(key) for key in raw],
         fix="known: gptq, awq, fp8, bitsandbytes, compressed-tensors, modelopt, mxfp4",
     )
 

@@ -53,7 +53,7 @@ Duration = Annotated[
 Price = Annotated[float, BeforeValidator(_checked(units.parse_price)), _schema(units.PRICE)]
 Flops = Annotated[float, BeforeValidator(_checked(units.parse_flops)), _schema(units.FLOPS)]
 Rate = Annotated[float, BeforeValidator(_checked(units.parse_rate)), _schema(units.RATE)]
-Count = Annotated[int, Field(strict=True, ge=1)]
+Count = Annotated[int, Field(strict=True, ge=1, le=10**12)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:/+-]+$")]
 
 
@@ -120,6 +120,7 @@ def _spec_error(errors: Sequence[Any], data: object, source: str | Path) -> Spec
         "model_type": "must be a mapping of `key: value` lines",
         "list_type": "must be a list",
         "greater_than_equal": f"must be at least {context.get('ge')}",
+        "less_than_equal": f"must be at most {context.get('le')}",
         "int_type": "must be a whole number",
         "string_pattern_mismatch": "may hold letters, digits and _ . : / + - only",
     }.get(error["type"], error["msg"][:1].lower() + error["msg"][1:])

@@ -22,6 +22,7 @@ from typing import Any, Literal, TextIO
 from penstock.errors import SpecError
 from penstock.spec.files import read_json
 from penstock.spec.workload import Request, SLOClass, class_picker
+from penstock.storage import write_lines
 
 TRACE_SUFFIXES = (".csv", ".csv.gz", ".jsonl", ".jsonl.gz", ".json")
 CHARACTERS_PER_TOKEN = 4.0
@@ -421,7 +422,6 @@ def azure_lines(requests: Iterable[Request]) -> Iterator[str]:
 
 
 def write_trace(path: str | Path, requests: Iterable[Request], *, azure: bool = False) -> None:
-    """Write ``requests`` row by row, in our CSV or Azure's."""
+    """Write ``requests`` row by row, in our CSV or Azure's; the file appears when it is whole."""
     lines = azure_lines(requests) if azure else penstock_lines(requests)
-    with Path(path).open("w", encoding="utf-8", newline="") as file:
-        file.writelines(lines)
+    write_lines(Path(path), lines)

@@ -54,7 +54,7 @@ Positive = Annotated[float, Field(gt=0)]
 
 def _one_of(data: Any, names: Sequence[str]) -> Any:
     """Refuse a mapping that does not hold exactly one of ``names``."""
-    if isinstance(data, dict) and sum(name in data for name in names) != 1:
+    if isinstance(data, dict) and sum(data.get(name) is not None for name in names) != 1:
         raise PydanticCustomError(
             "one_of", "{problem}", {"problem": f"give exactly one of {', '.join(names)}"}
         )
@@ -112,7 +112,7 @@ class LengthsFile(Strict):
     @classmethod
     def _choice(cls, data: Any) -> Any:
         _one_of(data, ("preset", "prompt", "trace", "table"))
-        if isinstance(data, dict) and ("prompt" in data) != ("output" in data):
+        if isinstance(data, dict) and (data.get("prompt") is None) != (data.get("output") is None):
             raise PydanticCustomError(
                 "pair", "{problem}", {"problem": "prompt and output go together"}
             )

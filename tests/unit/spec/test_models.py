@@ -128,9 +128,9 @@ def test_nested_text_config_is_unwrapped() -> None:
         ({"quant_method": "gptq", "bits": 4}, "int4"),
         ({"quant_method": "awq", "bits": 4, "version": "gemm"}, "int4"),
         ({"quant_method": "fp8"}, "fp8"),
-        ({"quant_method": "mxfp4"}, "int4"),
+        ({"quant_method": "mxfp4"}, "fp4"),
         ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "int8"),
-        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "int4"),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "fp4"),
         (
             {
                 "quant_method": "compressed-tensors",
