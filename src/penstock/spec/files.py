@@ -10,12 +10,17 @@ from typing import Any, cast
 
 import yaml
 
+try:
+    from yaml import CSafeLoader as _SafeLoader
+except ImportError:  # PyYAML built without libyaml: the same, slower
+    from yaml import SafeLoader as _SafeLoader  # type: ignore[assignment]
+
 from penstock.errors import SpecError
 
 PRESETS = Path(__file__).parent / "presets"
 
 
-class _StrictLoader(yaml.CSafeLoader):
+class _StrictLoader(_SafeLoader):
     """The safe loader, which also refuses a key that is written twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from penstock.errors import SpecError
-from penstock.spec import cluster_file, helix_ini, model_file, models, workload_file
+from penstock.spec import cluster_file, helix_ini, model_file, models, workload_schema
 from penstock.spec.cluster import Cluster
 from penstock.spec.cluster_file import cluster_from_dict, cluster_to_dict
 from penstock.spec.files import PRESETS, read_json, read_text, read_yaml
@@ -110,7 +110,7 @@ def json_schema(kind: str) -> dict[str, object]:
     """The JSON Schema of a file kind: ``cluster``, ``workload`` or ``model``."""
     schemas: Mapping[str, Callable[[], dict[str, object]]] = {
         "cluster": cluster_file.ClusterFile.model_json_schema,
-        "workload": workload_file.WorkloadFile.model_json_schema,
+        "workload": workload_schema.WorkloadFile.model_json_schema,
         "model": model_file.ModelFile.model_json_schema,
     }
     if kind not in schemas:

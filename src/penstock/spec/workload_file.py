@@ -8,10 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import AliasChoices, Field, model_validator
-from pydantic_core import PydanticCustomError
+from typing import Any
 
 from penstock.errors import SpecError
 from penstock.spec.arrivals import (
@@ -32,7 +29,7 @@ from penstock.spec.lengths import (
     Uniform,
 )
 from penstock.spec.names import did_you_mean, normalise
-from penstock.spec.strict import Count, Duration, Rate, Strict, validate
+from penstock.spec.strict import validate
 from penstock.spec.traces import TraceFile, open_trace, read_column, read_lengths
 from penstock.spec.workload import (
     SLO,
@@ -44,184 +41,17 @@ from penstock.spec.workload import (
     SLOClass,
     Workload,
 )
+from penstock.spec.workload_schema import (
+    ArrivalsFile,
+    DistributionFile,
+    LengthsFile,
+    RequestFile,
+    TraceSpecFile,
+    WorkloadFile,
+)
 
 DEFAULT_DURATION_S = 600.0
 INLINE_ROWS = 512
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-
-
-def _one_of(data: Any, names: Sequence[str]) -> Any:
-    """Refuse a mapping that does not hold exactly one of ``names``."""
-    if isinstance(data, dict) and sum(data.get(name) is not None for name in names) != 1:
-        raise PydanticCustomError(
-            "one_of", "{problem}", {"problem": f"give exactly one of {', '.join(names)}"}
-        )
-    return data
-
-
-class LogNormalFile(Strict):
-    """By ``mean`` and ``cv`` (before clipping), or ``median`` and ``sigma`` (of the log)."""
-
-    mean: Positive | None = None
-    cv: Positive | None = None
-    median: Positive | None = None
-    sigma: Annotated[float, Field(ge=0)] | None = None
-    min: Count = 1
-    max: Count = 1 << 20
-
-    @model_validator(mode="after")
-    def _one_form(self) -> LogNormalFile:
-        by_mean = self.mean is not None and self.cv is not None
-        by_median = self.median is not None and self.sigma is not None
-        if by_mean == by_median:
-            raise PydanticCustomError(
-                "form", "{problem}", {"problem": "give mean and cv, or median and sigma"}
-            )
-        return self
-
-
-class DistributionFile(Strict):
-    """One of: uniform, lognormal, quantiles."""
-
-    uniform: tuple[Count, Count] | None = None
-    lognormal: LogNormalFile | None = None
-    quantiles: list[tuple[Fraction, Positive]] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _choice(cls, data: Any) -> Any:
-        return _one_of(data, ("uniform", "lognormal", "quantiles"))
-
-
-class LengthsFile(Strict):
-    """A preset; or ``prompt`` and ``output`` (a number or a distribution each); or the lengths of
-    a trace file, or a table of pairs, drawn with replacement.
-    """
-
-    preset: str | None = None
-    prompt: Count | DistributionFile | None = None
-    output: Count | DistributionFile | None = None
-    correlation: Annotated[float, Field(ge=-1, le=1)] = 0.0
-    trace: str | None = None
-    sha256: str | None = None
-    table: list[tuple[Count, Count]] | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _choice(cls, data: Any) -> Any:
-        _one_of(data, ("preset", "prompt", "trace", "table"))
-        if isinstance(data, dict) and (data.get("prompt") is None) != (data.get("output") is None):
-            raise PydanticCustomError(
-                "pair", "{problem}", {"problem": "prompt and output go together"}
-            )
-        return data
-
-
-class RateFile(Strict):
-    rate: Rate = Field(
-        description="requests per second",
-        validation_alias=AliasChoices("rate", "request_rate"),
-    )
-
-
-class GammaFile(RateFile):
-    cv: Positive
-
-
-class BucketFile(RateFile):
-    """Counts per bucket, inline or in a CSV with a column ``arrivals``."""
-
-    histogram: list[Annotated[int, Field(ge=0)]] | str
-    bucket: Duration = 3.0
-
-
-class CountFile(Strict):
-    count: Count
-
-
-class ClosedLoopFile(Strict):
-    concurrency: Count = Field(validation_alias=AliasChoices("concurrency", "max_concurrency"))
-    interval: Duration = 0.1
-
-
-class SaturatingFile(Strict):
-    initial: Count = 20
-    feed_mark: Fraction = 0.8
-    interval: Duration = 0.1
-
-
-class ArrivalsFile(Strict):
-    """One of: poisson, gamma, uniform, bucket, all_at_once, closed_loop, saturating."""
-
-    poisson: RateFile | None = None
-    gamma: GammaFile | None = None
-    uniform: RateFile | None = None
-    bucket: BucketFile | None = None
-    all_at_once: CountFile | None = None
-    closed_loop: ClosedLoopFile | None = None
-    saturating: SaturatingFile | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _choice(cls, data: Any) -> Any:
-        return _one_of(data, tuple(cls.model_fields))
-
-
-class ClassFile(Strict):
-    """A share of the requests and the limits they are promised."""
-
-    name: str = Field(min_length=1)
-    share: Positive = 1.0
-    priority: int = 0
-    ttft: Duration | None = None
-    tpot: Duration | None = None
-    itl: Duration | None = None
-    e2e: Duration | None = None
-
-
-class TraceSpecFile(Strict):
-    """A trace file, the window taken out of it, and how much faster to play it."""
-
-    file: str
-    start: Duration = 0.0
-    end: Duration | None = None
-    rate_scale: Positive = 1.0
-    rate: Rate | None = Field(default=None, description="play at this mean rate instead")
-    max_requests: Count | None = None
-
-
-class RequestFile(Strict):
-    arrival: Duration
-    prompt_tokens: Count
-    output_tokens: Count
-    class_name: str = Field(default="", alias="class")
-    model: str = ""
-    prefix_hashes: tuple[int, ...] = ()
-
-
-class WorkloadFile(Strict):
-    """What is asked of the fleet."""
-
-    name: str = ""
-    description: str = ""
-    duration: Duration | None = None
-    warmup: Duration = 0.0
-    seed: Annotated[int, Field(strict=True, ge=0)] = 0
-    lengths: LengthsFile | str | None = None
-    arrivals: ArrivalsFile | None = None
-    trace: TraceSpecFile | str | None = None
-    requests: list[RequestFile] | None = None
-    classes: list[ClassFile] = Field(default_factory=list)
-    slo: ClassFile | None = Field(default=None, description="limits when there is one class")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _name_the_only_class(cls, data: Any) -> Any:
-        if isinstance(data, dict) and isinstance(data.get("slo"), dict):
-            return {**data, "slo": {"name": "all", **data["slo"]}}
-        return data
 
 
 def workload_from_dict(data: object, source: str | Path = "workload") -> Workload:
