@@ -35,6 +35,7 @@ TraceFormat = Literal[
     "burstgpt",
     "splitwise",
     "vidur",
+    "helix",
     "mooncake",
     "llmservingsim",
     "sharegpt",
@@ -75,6 +76,7 @@ _FORMATS: Mapping[TraceFormat, _Columns] = {
     "burstgpt": _Columns("Timestamp", "Request tokens", "Response tokens", skip_empty_output=True),
     "splitwise": _Columns("arrival_timestamp", "prompt_size", "token_size"),
     "vidur": _Columns("arrived_at", "num_prefill_tokens", "num_decode_tokens"),
+    "helix": _Columns("arrival_s", "input_tokens", "output_tokens"),
     "mooncake": _Columns(
         "timestamp", "input_length", "output_length", lambda ms: float(ms) / 1e3, hashes="hash_ids"
     ),
