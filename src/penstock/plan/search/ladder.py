@@ -57,9 +57,9 @@ class Rung:
 def first_rungs(has_slow_links: bool) -> list[Rung]:
     """The ladder tried first."""
     slow = (0.5, 1.0, 2.0) if has_slow_links else (0.0,)
-    settings = ((0.2, 0.4), (0.35, 0.35), (0.15, 0.3), (0.3, 0.0))
+    settings = ((0.2, 0.4), (0.35, 0.35), (0.2, 0.3), (0.3, 0.0))
     rungs: list[Rung] = []
-    for share in (0.6, 0.68, 0.75, 0.82, 0.89):
+    for share in (0.6, 0.68, 0.75, 0.82, 0.9):
         for hop, memory in settings:
             rungs.append(Rung(share, hop, slow[len(rungs) % len(slow)], memory))
     return rungs
@@ -154,7 +154,7 @@ def jobs_for(
                 demand=rung.share * largest,
                 start=start,
                 end=end,
-                proposals=proposals_per_run(fleet.num_nodes) // 2,
+                proposals=_proposals(fleet, origin is None),
                 seed=rng.randrange(1 << 30),
                 hop_price=rung.hop_price,
                 detour_price=max(2.0, _DETOUR_OVER_SLOW * rung.slow_price),
@@ -162,6 +162,11 @@ def jobs_for(
             )
         )
     return jobs
+
+
+def _proposals(fleet: Fleet, random: bool) -> int:
+    """Links make a proposal dearer and a random start worse; what continues needs less."""
+    return proposals_per_run(fleet.num_nodes) // (2 if random and fleet.free_links else 4)
 
 
 @dataclass(frozen=True)

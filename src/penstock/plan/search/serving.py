@@ -86,7 +86,7 @@ class Serving:
             rung = Rung(1.0, 0.1, 1.0)
             self._keep(routed(self.problem, placement, self.largest, rung))
         rungs = first_rungs(bool(slowness(self.problem).any()))
-        self._anneal(run_jobs, rungs, [None] * len(rungs), 0.0, 0.5)
+        self._anneal(run_jobs, rungs, self._origins(len(rungs), constructed), 0.0, 0.5)
         self._measure(_measurable(self.problem.num_nodes))
         rng = Random(f"{self.seed}/refine")
         near: list[Rung] = []
@@ -99,6 +99,12 @@ class Serving:
         self._anneal(run_jobs, near, starts, 0.55, 0.85)
         self._measure(_measurable(self.problem.num_nodes) // 2)
         self._finish()
+
+    def _origins(self, count: int, constructed: Sequence[Intervals]) -> list[Intervals | None]:
+        """Where links are slow, a construction that crosses few of them is a better start."""
+        if self.fleet.free_links or not constructed:
+            return [None] * count
+        return [constructed[-1] if k % 4 else None for k in range(count)]
 
     def _anneal(
         self,
