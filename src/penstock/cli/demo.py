@@ -43,9 +43,9 @@ def demo(
         return
     from rich.console import Console
 
-    from penstock.report.tables import comparison_table
+    from penstock.report.tables import planners_table
 
-    Console().print(comparison_table(comparison))
+    Console().print(planners_table(show.plans, comparison.summaries))
     for name, reason in show.infeasible:
         note(f"{name}: {reason}")
     note(f"wrote {output}; next: penstock init, then plan your own cluster")

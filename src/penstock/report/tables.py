@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Group as Stack
 from rich.table import Table
 from rich.text import Text
@@ -101,6 +103,39 @@ def plan_table(plan: Plan) -> Table:
             f"{stage.start_layer}-{stage.end_layer - 1}",
             str(stage.num_layers),
             f"{load[engine.name]:,.1f}",
+        )
+    return table
+
+
+def planners_table(plans: Sequence[Plan], summaries: Sequence[Summary]) -> Table:
+    """Planners down, what their users get across; the most decode tokens/s is bold."""
+    table = Table(title="Every planner, simulated under the same workload", title_justify="left")
+    table.add_column("planner")
+    for column in (
+        "decode\ntok/s",
+        "TTFT p50\ns",
+        "TTFT p95\ns",
+        "TPOT p50\ns",
+        "max flow\ntok/s",
+        "of bound\n%",
+        "nodes\nused",
+    ):
+        table.add_column(column, justify="right", no_wrap=True)
+    best = max(summary.overall.decode_throughput_tokens_per_s for summary in summaries)
+    for plan, summary in zip(plans, summaries, strict=True):
+        group = summary.overall
+        decode = group.decode_throughput_tokens_per_s
+        bound = plan.max_flow_bound_tokens_per_s
+        idle = {entry.node for entry in plan.unused}
+        table.add_row(
+            plan.planner,
+            Text(f"{decode:,.1f}", "bold green" if decode == best else ""),
+            f"{group.ttft.p50:,.2f}",
+            f"{group.ttft.p95:,.2f}",
+            f"{group.tpot.p50:,.2f}",
+            f"{plan.max_flow_tokens_per_s:,.1f}",
+            "" if bound is None else f"{100 * plan.max_flow_tokens_per_s / bound:,.1f}",
+            f"{len(plan.cluster.nodes) - len(idle)} of {len(plan.cluster.nodes)}",
         )
     return table
 
