@@ -1,0 +1,92 @@
+"""What the draft's probabilities are really worth, learned from verdicts."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from penstock.policy.speculation.selection import Selection
+from penstock.policy.speculation.trees import CandidateTrees, Floats, Ints
+
+
+class AcceptanceCalibration:
+    """Chance of acceptance by class and by the draft's conditional probability.
+
+    A node counts when it was selected and its parent was accepted: then the target judged it.
+    Bins of equal width hold accepted and judged counts, with ``prior`` judgements that agree
+    with the draft, so that a calibrated draft is left as it is and nothing rests on few counts.
+    Old counts fade by ``memory`` a step.
+    """
+
+    def __init__(self, bins: int = 10, prior: float = 200.0, memory: float = 0.9995) -> None:
+        self._bins = bins
+        self._prior = prior
+        self._memory = memory
+        self._judged = np.zeros((0, bins))
+        self._expected = np.zeros((0, bins))
+        self._accepted = np.zeros((0, bins))
+
+    def factor(self, kinds: int) -> Floats:
+        """Accepted over expected ``[kinds, bins]``."""
+        self._grow(kinds)
+        middle = (np.arange(self._bins) + 0.5) / self._bins
+        prior = self._prior * middle
+        ratio: Floats = (self._accepted + prior) / (self._expected + prior)
+        return ratio
+
+    def apply(self, trees: CandidateTrees, kind: Ints) -> CandidateTrees:
+        """Return ``trees`` with path probabilities as experience has them."""
+        if not trees.parent.size:
+            return trees
+        conditional = _conditional(trees)
+        factor = self.factor(int(kind.max()) + 1)[kind[:, None], self._bin(conditional)]
+        with np.errstate(divide="ignore"):
+            step = np.log(np.minimum(conditional * factor, 1.0 - 1e-9))
+        width = trees.width
+        path = np.empty_like(trees.log_path)
+        for layer in range(trees.depth):
+            columns = slice(layer * width, (layer + 1) * width)
+            path[:, columns] = step[:, columns]
+            if layer:
+                path[:, columns] += np.take_along_axis(path, trees.parent[:, columns], axis=1)
+        return CandidateTrees(trees.depth, width, trees.parent, path, trees.token)
+
+    def observe(self, trees: CandidateTrees, selection: Selection, path: Ints, kind: Ints) -> None:
+        """Count one verdict; ``trees`` hold the draft's own probabilities."""
+        if not trees.parent.size:
+            return
+        n, nodes = trees.parent.shape
+        on_path = np.zeros((n, nodes + 1), bool)
+        on_path[:, 0] = True
+        row, layer = np.nonzero(path >= 0)
+        on_path[row, path[row, layer] + 1] = True
+        judged = selection.selected & np.take_along_axis(on_path, trees.parent + 1, axis=1)
+        rows, columns = np.nonzero(judged)
+        conditional = _conditional(trees)[rows, columns]
+        kinds = kind[rows]
+        self._grow(int(kind.max()) + 1)
+        bins = self._bin(conditional)
+        for table in (self._judged, self._expected, self._accepted):
+            table *= self._memory
+        np.add.at(self._judged, (kinds, bins), 1.0)
+        np.add.at(self._expected, (kinds, bins), conditional)
+        np.add.at(self._accepted, (kinds, bins), on_path[rows, columns + 1])
+
+    def _bin(self, conditional: Floats) -> Ints:
+        return np.minimum((conditional * self._bins).astype(np.int64), self._bins - 1)
+
+    def _grow(self, kinds: int) -> None:
+        missing = kinds - len(self._judged)
+        if missing > 0:
+            more = np.zeros((missing, self._bins))
+            self._judged = np.concatenate([self._judged, more])
+            self._expected = np.concatenate([self._expected, more])
+            self._accepted = np.concatenate([self._accepted, more])
+
+
+def _conditional(trees: CandidateTrees) -> Floats:
+    """The draft's probability of each node given its parent; 0 = no such node."""
+    above = np.concatenate([np.zeros((trees.requests, 1)), trees.log_path], axis=1)
+    before = np.take_along_axis(above, trees.parent + 1, axis=1)
+    exists = trees.log_path > -np.inf
+    step = np.where(exists, trees.log_path, 0.0) - np.where(exists, before, 0.0)
+    return np.where(exists, np.minimum(1.0, np.exp(step)), 0.0)
