@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,16 +26,21 @@ class EngineShape:
     """Hardware under one engine: ``pipeline_parallel_size`` stages of ``tensor_parallel_size``.
 
     ``gpu_memory_utilization`` is the share of memory for weights, activations and KV together.
+    ``data_parallel_size`` copies of attention work on parts of one batch and share the experts;
+    ``expert_parallel_size`` of the ``tensor_parallel_size * data_parallel_size`` GPUs of a stage
+    hold whole experts, the rest splits each of them.
     """
 
     accelerator: Accelerator
     tensor_parallel_size: int = 1
     pipeline_parallel_size: int = 1
     gpu_memory_utilization: float = 0.9
+    expert_parallel_size: int = 1
+    data_parallel_size: int = 1
 
     @property
     def num_accelerators(self) -> int:
-        return self.tensor_parallel_size * self.pipeline_parallel_size
+        return self.tensor_parallel_size * self.pipeline_parallel_size * self.data_parallel_size
 
 
 class StepTimer(Protocol):
@@ -92,3 +97,19 @@ class StepCostModel(Protocol):
         ...
 
     def to_dict(self) -> dict[str, object]: ...
+
+
+@runtime_checkable
+class StagedStepCostModel(Protocol):
+    """A cost model whose pipeline stages differ (the last one hands nothing over, say)."""
+
+    def stage_timers(self, shape: EngineShape) -> tuple[StepTimer, ...]:
+        """One timer per pipeline stage, in order."""
+        ...
+
+
+def stage_timers(cost: StepCostModel, shape: EngineShape) -> tuple[StepTimer, ...]:
+    """One timer per pipeline stage of ``shape``, in order; equal stages by default."""
+    if isinstance(cost, StagedStepCostModel):
+        return cost.stage_timers(shape)
+    return (cost.step_timer(shape),) * shape.pipeline_parallel_size

@@ -1,0 +1,51 @@
+"""What the engine simulator runs: engines with their schedulers behind one router."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from penstock.cost.steps import EngineShape
+from penstock.errors import InputError
+from penstock.policy.schedulers.settings import SchedulerSettings
+
+Role = Literal["prefill", "decode", "both"]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """One engine. ``num_blocks`` None = what the cost model says its memory holds.
+
+    ``weight`` is its share of the requests under the router ``flow-weighted``.
+    """
+
+    name: str
+    shape: EngineShape
+    scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
+    role: Role = "both"
+    num_blocks: int | None = None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFleet:
+    """Engines of one model; ``router`` is a name of ``policy.engine_routing.ROUTERS``."""
+
+    engines: tuple[EngineSpec, ...]
+    router: str = "round-robin"
+
+    def __post_init__(self) -> None:
+        if not self.engines:
+            raise InputError("a fleet needs at least one engine")
+        names = [engine.name for engine in self.engines]
+        if len(set(names)) < len(names):
+            raise InputError(f"engine names must differ (got {', '.join(names)})")
+
+    @classmethod
+    def replicas(cls, engine: EngineSpec, count: int, router: str = "round-robin") -> EngineFleet:
+        """``count`` copies of ``engine``, numbered from 0."""
+        return cls(tuple(replace(engine, name=f"{engine.name}-{i}") for i in range(count)), router)
+
+    @property
+    def num_accelerators(self) -> int:
+        return sum(engine.shape.num_accelerators for engine in self.engines)

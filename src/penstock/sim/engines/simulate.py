@@ -1,0 +1,291 @@
+"""Requests through a router to engines, in virtual time.
+
+The only events are arrivals and ends of batches. While nothing can change the batch of an engine
+(no arrival to admit, no finish, no block exhaustion) all its steps are one event.
+"""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush
+from math import inf
+
+import numpy as np
+
+from penstock import __version__
+from penstock.cost.steps import StepCostModel, stage_timers
+from penstock.errors import InputError
+from penstock.measure.run import NodeTotals, Run, TokenTimes
+from penstock.plan.planner import Progress
+from penstock.policy.engine_routing import make_router
+from penstock.policy.schedulers import make_blocks, make_scheduler
+from penstock.policy.schedulers.sequence import Sequence
+from penstock.sim.engines.engine import NANOSECOND, EngineSim
+from penstock.sim.engines.fleet import EngineFleet, EngineSpec
+from penstock.sim.engines.options import EngineOptions
+from penstock.sim.engines.recorder import EngineLog, EngineRecorder
+from penstock.sim.engines.source import Feed, Source, Stream
+from penstock.sim.engines.tokens import SpanTokenTimes
+from penstock.spec.workload import ClosedLoop, Request, Saturating, Workload
+
+_EVENTS_PER_REPORT = 20_000
+
+
+def simulate_engines(
+    fleet: EngineFleet,
+    workload: Workload,
+    cost: StepCostModel,
+    options: EngineOptions | None = None,
+) -> Run:
+    """Run ``workload`` on ``fleet`` and return what happened.
+
+    Raises ``InputError``/``SpecError`` for settings that contradict each other and ``Infeasible``
+    where the weights of the model do not fit an engine. A request that no engine could ever hold
+    is rejected and counted.
+    """
+    return _Simulation(fleet, workload, cost, options or EngineOptions()).run()
+
+
+class _Simulation:
+    def __init__(
+        self,
+        fleet: EngineFleet,
+        workload: Workload,
+        cost: StepCostModel,
+        options: EngineOptions,
+    ) -> None:
+        self._fleet = fleet
+        self._workload = workload
+        self._options = options
+        self._cost = cost
+        self._classes = {entry.name: entry for entry in workload.classes}
+        self._router = make_router(fleet.router, options.seed)
+        self._recorder = EngineRecorder(tuple(self._classes))
+        self._logs = [EngineLog() for _ in fleet.engines] if options.keep_tokens else []
+        self._timers = [stage_timers(cost, spec.shape) for spec in fleet.engines]
+        self._engines = [self._engine(i, spec) for i, spec in enumerate(fleet.engines)]
+        self._active = self._engines
+        self._source = self._open_source()
+        self._heap: list[tuple[float, int, int]] = []
+        self._stamp = [0] * len(self._engines)
+        self._number = 0
+        self._now = 0.0
+        self._events = 0
+
+    def _engine(self, index: int, spec: EngineSpec) -> EngineSim:
+        if spec.role != "both":
+            raise InputError(
+                f"engine {spec.name} has the role {spec.role!r}; colocated engines do both phases: "
+                'use role: "both"'
+            )
+        num_blocks = spec.num_blocks
+        if num_blocks is None:
+            num_blocks = self._cost.kv_capacity_tokens(spec.shape) // spec.scheduler.block_size
+        scheduler = make_scheduler(
+            spec.scheduler,
+            make_blocks(spec.scheduler, num_blocks),
+            spec.shape.pipeline_parallel_size,
+        )
+        return EngineSim(
+            index,
+            spec,
+            scheduler,
+            self._timers[index],
+            self._recorder,
+            self._logs[index] if self._logs else None,
+            step_by_step=self._options.step_by_step,
+        )
+
+    def _open_source(self) -> Source:
+        if isinstance(self._workload.arrivals, ClosedLoop | Saturating):
+            if not len(self._workload.trace):
+                return Feed(self._workload, self._options.seed, self._kv_use)
+        return Stream(self._workload.requests(self._options.seed))
+
+    def _kv_use(self) -> float:
+        return max(engine.kv_use for engine in self._engines)
+
+    # -- the loop -----------------------------------------------------------------------------
+
+    def run(self) -> Run:
+        end_s = self._end_s()
+        if self._options.autoscaler is not None:
+            self._scale(0.0)
+        tick_s = self._options.autoscale_every_s if self._options.autoscaler else inf
+        heap, source = self._heap, self._source
+        while True:
+            arrival_s = source.next_s
+            event_s = heap[0][0] if heap else inf
+            # At equal times arrivals go first: they join the batch that is formed then.
+            if arrival_s <= event_s + NANOSECOND:
+                if arrival_s == inf or arrival_s > end_s:
+                    break
+                self._arrive(source.take())
+            elif event_s > end_s:
+                break
+            else:
+                event_s, number, index = heappop(heap)
+                if self._stamp[index] == number:
+                    self._engine_event(self._engines[index], event_s)
+            if self._now >= tick_s:
+                self._scale(self._now)
+                tick_s += self._options.autoscale_every_s
+        return self._result(end_s)
+
+    def _end_s(self) -> float:
+        if self._options.until_s is not None:
+            return self._options.until_s
+        return self._workload.duration_s if isinstance(self._source, Feed) else inf
+
+    def _arrive(self, request: Request) -> None:
+        now = self._now = request.arrival_s
+        row = self._recorder.arrive(request, now)
+        seq = self._sequence(row, request)
+        if not self._options.admission(seq, self._active):
+            self._recorder.end(row, "dropped")
+            return
+        engine = self._pick(seq)
+        if engine is None:
+            self._recorder.end(row, "rejected")
+            return
+        self._recorder.engine[row] = engine.index
+        moved = engine.add(seq, now)
+        if engine.has_room:
+            self._schedule(engine, now)
+        elif moved:
+            self._schedule(engine, engine.ends_s)
+
+    def _sequence(self, row: int, request: Request) -> Sequence:
+        seq = Sequence(
+            row,
+            request.arrival_s,
+            request.prompt_tokens,
+            request.output_tokens,
+            request.prefix_hashes,
+        )
+        if self._classes:
+            entry = self._classes.get(request.class_name)
+            seq.client = request.class_name
+            if entry is not None:
+                limit = entry.slo.ttft_s if entry.slo.ttft_s is not None else entry.slo.e2e_s
+                seq.priority = entry.priority
+                seq.deadline_s = inf if limit is None else request.arrival_s + limit
+        return seq
+
+    def _pick(self, seq: Sequence) -> EngineSim | None:
+        engines = self._active
+        engine = engines[0] if len(engines) == 1 else self._choose(seq, engines)
+        if engine.scheduler.fits(seq):
+            return engine
+        able = [other for other in engines if other.scheduler.fits(seq)]
+        return self._choose(seq, able) if able else None
+
+    def _choose(self, seq: Sequence, engines: list[EngineSim]) -> EngineSim:
+        return engines[engines.index(self._router.pick(seq, engines))]  # type: ignore[arg-type]
+
+    def _schedule(self, engine: EngineSim, at: float) -> None:
+        """The engine's next event; an earlier note of it no longer counts."""
+        self._number += 1
+        self._stamp[engine.index] = self._number
+        heappush(self._heap, (at, self._number, engine.index))
+
+    def _engine_event(self, engine: EngineSim, now: float) -> None:
+        self._now = now
+        self._events += 1
+        if not engine.idle and engine.ends_s <= now:
+            ended, completed = engine.finish_batch()
+            for _ in range(completed):
+                self._source.prompt_completed(now, engine.num_waiting)
+            for _ in range(ended):
+                self._source.ended(now, engine.num_waiting)
+        arrival_s = self._source.next_s if len(self._engines) == 1 else inf
+        while engine.has_room and engine.start(now, arrival_s):
+            pass
+        if not engine.idle:
+            self._schedule(engine, engine.ends_s)
+        elif self._options.check:
+            engine.scheduler.check()
+        if self._events % _EVENTS_PER_REPORT == 0:
+            self._options.progress(Progress(f"simulated {now:.0f} s"))
+
+    def _scale(self, now: float) -> None:
+        autoscaler = self._options.autoscaler
+        assert autoscaler is not None
+        wanted = autoscaler(now, len(self._active), self._engines)
+        self._active = self._engines[: min(max(1, wanted), len(self._engines))]
+
+    # -- the result ---------------------------------------------------------------------------
+
+    def _result(self, end_s: float) -> Run:
+        recorder, workload, options = self._recorder, self._workload, self._options
+        if end_s < inf:
+            for engine in self._engines:
+                engine.stop(end_s)
+        last_s = end_s if end_s < inf else self._now
+        window_end = workload.duration_s if 0 < workload.duration_s < inf else last_s
+        window_end = min(window_end, last_s) if end_s < inf else window_end
+        table = recorder.table()
+        tokens: TokenTimes
+        if self._logs:
+            tokens = SpanTokenTimes(
+                table.first_token_s, self._logs, [timers[0] for timers in self._timers]
+            )
+        else:
+            tokens = TokenTimes(np.zeros(len(recorder) + 1, np.int64), np.zeros(0))
+        engines = self._engines
+        return Run(
+            name=f"{self._fleet.router}-{workload.name}",
+            header={
+                "kind": "simulated",
+                "version": __version__,
+                "seed": options.seed,
+                "granularity": "engine",
+                "router": self._fleet.router,
+                "schedulers": sorted({spec.scheduler.name for spec in self._fleet.engines}),
+                "workload": workload.name,
+                "model": self._cost.model.name,
+                "fleet": {
+                    "num_gpus": self._fleet.num_accelerators,
+                    "price_per_hour": self._price(),
+                },
+                "start_s": 0.0,
+                "end_s": self._now,
+            },
+            window_s=(workload.warmup_s, window_end),
+            requests=table,
+            tokens=tokens,
+            nodes=NodeTotals(
+                names=tuple(spec.name for spec in self._fleet.engines),
+                busy_s=np.array([engine.busy_s for engine in engines]),
+                batches=np.array([engine.batches for engine in engines], np.int64),
+                prefill_tokens=np.array([engine.prefill_tokens for engine in engines], np.int64),
+                decode_tokens=np.array([engine.decode_tokens for engine in engines], np.int64),
+                peak_kv_fraction=np.array(
+                    [engine.scheduler.blocks.peak_fraction for engine in engines]
+                ),
+                prompt_residence_s=np.array([engine.prompt_residence_s for engine in engines]),
+                prompt_visits=np.array([engine.prompt_visits for engine in engines], np.int64),
+            ),
+            routes=tuple((spec.name,) for spec in self._fleet.engines),
+            class_names=tuple(self._classes),
+            counters={
+                "events": self._events,
+                "requests": len(recorder),
+                "finished": recorder.count("finished"),
+                "dropped": recorder.count("dropped"),
+                "rejected": recorder.count("rejected"),
+                "failed": recorder.count("failed"),
+                "preemptions": sum(recorder.preemptions),
+                "batches": sum(engine.batches for engine in engines),
+                "prefix_queried_tokens": sum(e.scheduler.blocks.queried_tokens for e in engines),
+                "prefix_hit_tokens": sum(e.scheduler.blocks.hit_tokens for e in engines),
+            },
+        )
+
+    def _price(self) -> float | None:
+        total = 0.0
+        for spec in self._fleet.engines:
+            price = spec.shape.accelerator.price_per_hour
+            if price is None:
+                return None
+            total += price * spec.shape.num_accelerators
+        return total

@@ -1,0 +1,96 @@
+"""Where requests come from: a stream that knows its times, or launches that completions cause."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from heapq import heappop, heappush
+from math import inf
+from random import Random
+from typing import Protocol
+
+from penstock.errors import InputError
+from penstock.policy.admission import make_feeder
+from penstock.spec.workload import ClosedLoop, Request, Saturating, Workload, class_picker
+
+
+class Source(Protocol):
+    """``next_s`` is when the next request arrives, infinity when none is known."""
+
+    next_s: float
+
+    def take(self) -> Request: ...
+
+    def prompt_completed(self, now: float, waiting: int) -> None: ...
+
+    def ended(self, now: float, waiting: int) -> None: ...
+
+
+class Stream:
+    """Arrivals that do not depend on the system."""
+
+    def __init__(self, requests: Iterator[Request]) -> None:
+        self._requests = requests
+        self._next = next(requests, None)
+        self.next_s = inf if self._next is None else self._next.arrival_s
+
+    def take(self) -> Request:
+        request = self._next
+        assert request is not None
+        self._next = following = next(self._requests, None)
+        if following is None:
+            self.next_s = inf
+        elif following.arrival_s >= self.next_s:
+            self.next_s = following.arrival_s
+        else:
+            raise InputError(
+                f"request {following.id} arrives at {following.arrival_s} s, before the one ahead "
+                f"of it ({self.next_s} s); sort the workload by arrival"
+            )
+        return request
+
+    def prompt_completed(self, now: float, waiting: int) -> None:
+        return
+
+    ended = prompt_completed
+
+
+class Feed:
+    """Closed loops and saturating feeders: completions launch requests until ``end_s``."""
+
+    def __init__(self, workload: Workload, seed: int, kv_use: Callable[[], float]) -> None:
+        assert isinstance(workload.arrivals, ClosedLoop | Saturating)
+        if workload.lengths is None:
+            raise InputError(f"workload {workload.name} has no lengths to draw from")
+        self._lengths = workload.lengths
+        self._rng = Random(seed)
+        self._pick = class_picker(workload.classes, seed)
+        self._feeder = make_feeder(workload.arrivals)
+        self._kv_use = kv_use
+        self._end_s = workload.duration_s
+        self._number = 0
+        self._launches: list[float] = []
+        for delay in self._feeder.start():
+            self._launch(delay)
+        self.next_s = self._launches[0] if self._launches else inf
+
+    def take(self) -> Request:
+        now = heappop(self._launches)
+        self.next_s = self._launches[0] if self._launches else inf
+        prompt, output = self._lengths.sample(self._rng)
+        self._number += 1
+        return Request(self._number - 1, now, prompt, output, self._pick())
+
+    def prompt_completed(self, now: float, waiting: int) -> None:
+        self._follow(now, self._feeder.after_prompt(self._kv_use, waiting))
+
+    def ended(self, now: float, waiting: int) -> None:
+        self._follow(now, self._feeder.after_end(self._kv_use, waiting))
+
+    def _follow(self, now: float, delay: float | None) -> None:
+        if delay is not None:
+            self._launch(now + delay)
+            self.next_s = self._launches[0] if self._launches else inf
+
+    def _launch(self, at: float) -> None:
+        if at < self._end_s:
+            heappush(self._launches, at)
