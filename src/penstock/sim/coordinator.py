@@ -60,8 +60,12 @@ class CoordinatorState:
         self._feeder = feeder
         self._next_request = next_request
         self._feed_until_s = until
+        # The first ones are drawn before anything runs, as published: a request that is launched
+        # between two of them does not change what they are.
         for delay in feeder.start():
-            self._loop.at(start + delay, ARRIVE, self._launch, None)
+            request = next_request()
+            if request is not None:
+                self._loop.at(start + delay, ARRIVE, self.arrive, request)
 
     def arrive(self, request: Request) -> None:
         """A request reaches the coordinator now."""

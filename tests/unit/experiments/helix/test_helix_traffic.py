@@ -10,7 +10,6 @@ import pytest
 
 from penstock.experiments.helix.cases import Traffic
 from penstock.experiments.helix.run import SEED, workload_of
-from penstock.sim.requests import open_loop_requests
 
 pytestmark = pytest.mark.reference
 
@@ -20,7 +19,7 @@ def test_online_traffic_is_the_published_trace(reference: Path, rate: int) -> No
     """Seed 0 gives the stored arrivals and lengths of each published token rate."""
     helix = reference / "helix"
     traffic = Traffic(float(rate), None, None, 0.0, 1800.0, drains=True)
-    drawn = list(open_loop_requests(workload_of(helix, traffic), Random(SEED)))
+    drawn = list(workload_of(helix, traffic).requests(SEED))
     path = helix / "traces" / "online_seed0_1800s" / f"rate_{rate}.csv"
     with path.open() as stream:
         stored = list(csv.DictReader(stream))
