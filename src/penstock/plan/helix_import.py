@@ -195,6 +195,7 @@ def export_placement(plan: Plan, directory: str | Path) -> tuple[Path, ...]:
     """Write ``helix_files`` into ``directory`` (made if absent); return the paths written."""
     files = helix_files(plan)
     folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, text in files.items():
         write_text(folder / name, text)
