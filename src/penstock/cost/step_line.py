@@ -1,0 +1,53 @@
+"""Decode steps whose seconds are a line over the context, and closed forms of their spans."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil, sqrt
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class StepLine:
+    """A decode step of ``seqs`` sequences takes ``fixed_s + context_s * context`` seconds.
+
+    Every step adds one token per sequence, so k steps sum to an arithmetic series.
+    """
+
+    seqs: int
+    fixed_s: float
+    context_s: float
+
+    def at(self, context_tokens: float) -> float:
+        return self.fixed_s + self.context_s * context_tokens
+
+    def span_s(self, context_tokens: int, steps: int) -> float:
+        """Seconds of ``steps`` steps, the first over ``context_tokens``."""
+        context = steps * context_tokens + self.seqs * (steps * (steps - 1) // 2)
+        return steps * self.fixed_s + self.context_s * context
+
+    def span_times_s(self, context_tokens: int, steps: int) -> NDArray[np.float64]:
+        """``[steps]`` ends of the steps, in seconds from the start of the first."""
+        k = np.arange(1, steps + 1, dtype=np.float64)
+        context = k * context_tokens + self.seqs * (k * (k - 1) / 2)
+        return np.asarray(k * self.fixed_s + self.context_s * context, dtype=np.float64)
+
+    def steps_within(self, context_tokens: int, seconds: float, most: int) -> int:
+        """Least k <= ``most`` whose span reaches ``seconds``; ``most`` if none does."""
+        if seconds <= 0:
+            return 0
+        if most <= 0 or self.span_s(context_tokens, most) < seconds:
+            return most
+        # Root of slope seqs / 2 k^2 + (fixed + slope (context - seqs / 2)) k = seconds, in the
+        # form that does not cancel when the slope vanishes.
+        half = 0.5 * self.context_s * self.seqs
+        linear = self.at(context_tokens) - half
+        guess = 2 * seconds / (linear + sqrt(linear * linear + 4 * half * seconds))
+        k = min(most, max(1, ceil(guess)))
+        while k > 1 and self.span_s(context_tokens, k - 1) >= seconds:
+            k -= 1
+        while k < most and self.span_s(context_tokens, k) < seconds:
+            k += 1
+        return k
