@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -129,10 +130,11 @@ def simulate(
     progress: ProgressCallback = silent,
 ) -> Run:
     """Run ``plan`` under ``workload`` in virtual time; arguments replace the documents' values."""
-    from penstock.plan.document import read_plan
+    from penstock.plan.document import plan_to_dict, read_plan
     from penstock.sim.options import Granularity, SimulationOptions
     from penstock.sim.simulate import simulate as run_simulation
     from penstock.spec.faults import FaultSchedule, load_faults
+    from penstock.spec.workload_file import workload_to_dict
 
     loaded = read_plan(Path(plan)) if isinstance(plan, (str, Path)) else plan
     traffic = load_traffic(
@@ -159,7 +161,9 @@ def simulate(
         faults=FaultSchedule() if faults is None else load_faults(faults),
         progress=progress,
     )
-    return run_simulation(loaded, traffic, cost_of(loaded, profiles), options)
+    run = run_simulation(loaded, traffic, cost_of(loaded, profiles), options)
+    documents = {"plan": plan_to_dict(loaded), "workload": workload_to_dict(traffic)}
+    return replace(run, header={**run.header, **documents})
 
 
 @dataclass(frozen=True)
@@ -230,6 +234,16 @@ def compare(*runs: Run) -> Comparison:
     from penstock.measure.compare import compare_runs
 
     return compare_runs(list(runs))
+
+
+def plan_of(run: Run) -> Plan | None:
+    """The plan a run was made with, if it carries it."""
+    from penstock.plan.document import plan_from_dict
+
+    document = run.header.get("plan")
+    if not isinstance(document, Mapping):
+        return None
+    return plan_from_dict(document, source=f"plan of {run.name}")
 
 
 def cost_of(plan: Plan, profiles: str | Path | None = None) -> CostModel:

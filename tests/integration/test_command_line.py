@@ -108,7 +108,7 @@ def test_simulate_and_compare_print_one_json_document(fleet: Path) -> None:
     assert document["overall"]["ttft_s"]["p50"] > 0
     assert list(document["classes"]) == ["interactive", "batch"]
     assert document["overall"]["slo_attainment"] is not None
-    assert json.loads(compared.stdout)["rows"]
+    assert json.loads(compared.stdout)["metrics"]
 
 
 def test_a_run_exports_to_every_format(fleet: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ def compare(
 
     Example: penstock compare runs/helix runs/penstock --html compare.html
     """
+    from penstock import api
     from penstock.measure.compare import compare_runs, comparison_to_dict
     from penstock.measure.store import read_run
 
@@ -27,7 +28,8 @@ def compare(
     if html is not None:
         from penstock.report.html import write_report
 
-        write_report(html, loaded, [], title="Comparison")
+        plans = [plan for plan in map(api.plan_of, loaded) if plan is not None]
+        write_report(html, loaded, plans, title="Comparison")
     if output_format is Format.json:
         print_json(comparison_to_dict(comparison))
         return

@@ -39,6 +39,7 @@ def _export_plan(source: Path, output: Path) -> None:
 
 
 def _export_run(source: Path, to: str, output: Path) -> None:
+    from penstock import api
     from penstock.measure.chrome_trace import write_chrome_trace
     from penstock.measure.formats import write_distserve_exp, write_vllm_bench
     from penstock.measure.store import read_run
@@ -52,4 +53,5 @@ def _export_run(source: Path, to: str, output: Path) -> None:
     elif to == "chrome-trace":
         write_chrome_trace(run, output)
     else:
-        write_report(output, [run], [], title=run.name)
+        plan = api.plan_of(run)
+        write_report(output, [run], [plan] if plan else [], title=run.name)

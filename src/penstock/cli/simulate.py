@@ -94,10 +94,17 @@ def simulate(
 
         write_run(run, output)
     if html is not None:
-        from penstock.plan.document import read_plan
         from penstock.report.html import write_report
 
-        write_report(html, [run], [read_plan(plan)], title=f"Simulation of {plan.name}")
+        used = api.plan_of(run)
+        provenance = () if used is None else api.cost_of(used, profiles).provenance
+        write_report(
+            html,
+            [run],
+            [used] if used else [],
+            title=f"Simulation of {plan.name}",
+            provenance=provenance,
+        )
     if chrome_trace is not None:
         from penstock.measure.chrome_trace import write_chrome_trace
 

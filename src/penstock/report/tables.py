@@ -17,7 +17,9 @@ from penstock.report.placement_drawing import engine_load
 
 def summary_table(summary: Summary) -> Stack:
     """One run: rates, counts, then latency percentiles by class and over all."""
-    groups = [("all", summary.overall)] + [(group.name, group) for group in summary.classes]
+    # One class is the whole: its rows would repeat those of all requests.
+    classes = summary.classes if len(summary.classes) > 1 else ()
+    groups = [("all", summary.overall), *((group.name, group) for group in classes)]
     rates = Table(title=f"{summary.name} ({summary.kind})", title_justify="left")
     rates.add_column("")
     for name, _ in groups:
