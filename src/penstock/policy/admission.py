@@ -67,6 +67,7 @@ class Gate(Generic[C]):
         self._kv = kv
         self._mode = mode
         self._impaired = False
+        self._turns = 0
         self.waiting: deque[C] = deque()
 
     def offer(self, candidate: C) -> tuple[Verdict, Ticket | None]:
@@ -87,12 +88,19 @@ class Gate(Generic[C]):
         """
         if not self.waiting:
             return None
+        if self._mode == "none" and not self._impaired:
+            # Without a memory check, let one return for each that ended, or all would come back
+            # at once and be preempted again.
+            if self._turns == 0:
+                return None
+            self._turns -= 1
         candidate = self.waiting.popleft()
         verdict, ticket = self._decide(candidate, front=True)
         return None if verdict is Verdict.WAITS else (candidate, verdict, ticket)
 
     def release(self, ticket: Ticket, hops: tuple[Hop, ...]) -> None:
-        """Give back what was charged for a request that ended."""
+        """Give back what was charged for a request that ended or was preempted."""
+        self._turns += 1
         if self._router.plans_whole_route:
             self._kv.release(hops, ticket.expected_tokens)
         else:
@@ -102,6 +110,7 @@ class Gate(Generic[C]):
         """Decide for ``topology`` from now on; while ``impaired`` nothing is refused for good."""
         self._topology = topology
         self._impaired = impaired
+        self._turns += len(self.waiting)
 
     def _decide(self, candidate: C, *, front: bool) -> tuple[Verdict, Ticket | None]:
         expected = self._expected_tokens(candidate)

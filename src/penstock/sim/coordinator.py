@@ -98,6 +98,7 @@ class CoordinatorState:
         if len(sharing) == 1:
             self._end(victim, "failed")
             self._launch_after_end()
+            self.retry()
         else:
             self.preemptions += 1
             self._start_over(victim)
@@ -194,12 +195,11 @@ class CoordinatorState:
             node.pool.give(self._held(item, number))
             node.discard(item)
         self._release(item)
-        self.retry()
 
     def _start_over(self, item: Sequence) -> None:
         self._recorder.preempted(item.row)
+        # It waits for the next request to end: the room it made is for its elders.
         self._gate.offer_again(item.next_life())
-        self.retry()
 
     def _held_on(self, item: Sequence, engine: int) -> int:
         return sum(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import count
 from random import Random
 
 import numpy as np
@@ -12,6 +13,7 @@ from penstock import __version__
 from penstock.cost.base import CostModel
 from penstock.cost.network import loading_s
 from penstock.errors import InputError
+from penstock.measure.fleet import header_entries
 from penstock.measure.run import LinkTotals, NodeSeries, NodeTotals, Run
 from penstock.plan.plan import Plan
 from penstock.plan.planner import Progress
@@ -22,6 +24,8 @@ from penstock.policy.routing import Router, make_router
 from penstock.policy.topology import Topology
 from penstock.sim.contention import ContendedTransport
 from penstock.sim.coordinator import CoordinatorState
+from penstock.sim.faults import FaultInjector
+from penstock.sim.invariants import check_run
 from penstock.sim.link import (
     LinkState,
     equal_rates,
@@ -33,11 +37,10 @@ from penstock.sim.loop import ARRIVE, Loop
 from penstock.sim.node import NodeState
 from penstock.sim.options import SimulationOptions
 from penstock.sim.recorder import Recorder
-from penstock.sim.requests import open_loop_requests
 from penstock.sim.sequence import Sequence
 from penstock.sim.series import Series
 from penstock.sim.transport import FixedRateTransport, Paths, Transport
-from penstock.spec.workload import ClosedLoop, Request, Saturating, Workload
+from penstock.spec.workload import ClosedLoop, Request, Saturating, Workload, class_picker
 
 
 def simulate(
@@ -83,6 +86,16 @@ class _Simulation:
         )
         self._transport = self._make_transport()
         self._home.attach(self._transport)
+        self._faults = FaultInjector(
+            plan=plan,
+            cost=cost,
+            topology=self._topology,
+            loop=self._loop,
+            nodes=self._nodes,
+            links=self._links,
+            home=self._home,
+            change=self._change_topology,
+        )
         for node in self._nodes:
             node.attach(self)
 
@@ -92,10 +105,24 @@ class _Simulation:
     def make_room(self, vertex: int, batch: list[Sequence]) -> None:
         self._home.make_room(vertex, batch)
 
+    def _change_topology(self, left: Topology, impaired: bool) -> None:
+        self._topology = left
+        self._router.rebuild(left)
+        self._kv.rebuild(left)
+        self._gate.rebuild(left, impaired=impaired)
+        if self._paths is not None:
+            self._paths.topology = left
+        elif impaired:
+            # Requests on their way may still use legs without new flow, so that shares by flow
+            # could overload a NIC; equal shares cannot.
+            for link, rate in zip(self._links, equal_rates(self._plan, left), strict=True):
+                link.rate_bytes_per_s = rate
+
     def run(self) -> Run:
         workload = self._workload
         end_s = self._start_s + workload.duration_s
-        feeds = isinstance(workload.arrivals, ClosedLoop | Saturating) and not workload.trace
+        self._faults.schedule(self._options.faults, self._start_s)
+        feeds = isinstance(workload.arrivals, ClosedLoop | Saturating) and not len(workload.trace)
         drain = not feeds if self._options.drain is None else self._options.drain
         if feeds:
             self._feed(end_s)
@@ -103,7 +130,10 @@ class _Simulation:
             self._schedule_arrivals()
         self._loop.run(math.inf if drain else end_s, self._reporter(end_s))
         self._home.finish_run()
-        return self._result(end_s)
+        run = self._result(end_s)
+        pools = [node.pool for node in self._nodes]
+        check_run(run, pools, len(self._home.active), self._loop.now)
+        return run
 
     def _make_router(self) -> Router:
         # The published runs share one generator between lengths and random routing.
@@ -138,22 +168,22 @@ class _Simulation:
 
     def _make_transport(self) -> Transport:
         plan, topology = self._plan, self._topology
-        paths = None
+        self._paths: Paths | None = None
         rates: list[float] | None
         if self._router.plans_whole_route:
             rates = planned_rates(plan, topology)
         else:
-            paths = Paths(topology, self._router, self._nodes)
+            self._paths = Paths(topology, self._router, self._nodes)
             rates = self._hop_router_rates()
         if rates is None:
-            assert paths is not None
+            assert self._paths is not None
             return ContendedTransport(
                 plan=plan,
                 loop=self._loop,
                 links=self._links,
                 nodes=self._nodes,
                 home=self._home,
-                paths=paths,
+                paths=self._paths,
             )
         for link, rate in zip(self._links, rates, strict=True):
             link.rate_bytes_per_s = rate
@@ -162,7 +192,7 @@ class _Simulation:
             links=self._links,
             nodes=self._nodes,
             home=self._home,
-            paths=paths,
+            paths=self._paths,
             per_batch=not self._published,
         )
 
@@ -179,17 +209,17 @@ class _Simulation:
         assert isinstance(workload.arrivals, ClosedLoop | Saturating)
         if lengths is None:
             raise InputError(f"workload {workload.name} has no lengths to draw from")
-        number = iter(range(1 << 62))
+        number = count()
+        pick = class_picker(workload.classes, self._options.seed)
 
         def next_request() -> Request:
             prompt, output = lengths.sample(self._lengths_rng)
-            return Request(next(number), self._loop.now, prompt, output)
+            return Request(next(number), self._loop.now, prompt, output, pick())
 
         self._home.feed(make_feeder(workload.arrivals), next_request, self._start_s, end_s)
 
     def _schedule_arrivals(self) -> None:
-        requests = open_loop_requests(self._workload, self._lengths_rng)
-        self._arrive_next(requests)
+        self._arrive_next(self._workload.requests(self._options.seed))
 
     def _arrive_next(self, requests: Iterator[Request]) -> None:
         request = next(requests, None)
@@ -230,6 +260,7 @@ class _Simulation:
                 "cluster": plan.cluster.name,
                 "start_s": self._start_s,
                 "end_s": self._loop.now,
+                **header_entries(plan.cluster, workload.classes),
             },
             window_s=(self._start_s + workload.warmup_s, end_s),
             requests=requests,
@@ -237,6 +268,7 @@ class _Simulation:
             nodes=self._node_totals(),
             node_series=self._node_series(last),
             links=self._link_totals(),
+            events=tuple(self._faults.events),
             routes=self._recorder.routes(self._topology.names),
             class_names=tuple(c.name for c in workload.classes),
             first_iteration_is_token=not self._published,
