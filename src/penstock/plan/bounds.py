@@ -45,6 +45,10 @@ def helix_bound(fleet: Fleet) -> Bound:
 def work_bound(fleet: Fleet) -> Bound:
     """Largest F with sum_i max_k k min(T_i(k), F) >= L F: no node carries more than the total."""
     layers = np.arange(fleet.work.shape[1])
+    holdable = int(((fleet.work > 0) * layers).max(axis=1).sum())
+    if holdable < fleet.num_layers:
+        sentence = f"all nodes together hold {holdable} of {fleet.num_layers} layers"
+        return Bound(0.0, "layers", sentence)
 
     def enough(demand: float) -> bool:
         work = (np.minimum(fleet.work, demand) * layers).max(axis=1).sum()

@@ -29,6 +29,29 @@ class Check:
     max_flow_tokens_per_s: float
 
 
+def check_plan(plan: Plan) -> list[str]:
+    """Violations of a plan document, in words; T(k) comes from the plan's own cost model.
+
+    Raises ``SpecError`` when that cost model cannot be rebuilt.
+    """
+    from penstock.cost.load import cost_from_dict  # noqa: PLC0415 - reads tables
+    from penstock.plan.problem import placement_problem  # noqa: PLC0415
+
+    cost = cost_from_dict(plan.cost, plan.model)
+    problem = placement_problem(plan.cluster, cost)
+    kinds = dict(zip((n.name for n in plan.cluster.nodes), problem.node_type.tolist(), strict=True))
+    most = {name: int(problem.max_layers[kind]) for name, kind in kinds.items()}
+    stages = [stage for engine in plan.engines for stage in engine.stages]
+    if any(stage.num_layers > most[stage.node] for stage in stages):
+        problem = placement_problem(plan.cluster, cost, over_full=True)
+    tables = {name: problem.throughput[kind].tolist() for name, kind in kinds.items()}
+    exact = check(plan, tables)
+    if not exact.violations:
+        return []
+    # Plans may route into the middle of an interval: that, too, is a max flow.
+    return list(check(plan, tables, partial_inference=True).violations)
+
+
 def check(plan: Plan, throughput: Throughput, *, partial_inference: bool = False) -> Check:
     """Verify flows, capacities, layer order and the stated max flow of ``plan``."""
     violations = [

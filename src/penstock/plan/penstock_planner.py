@@ -14,20 +14,22 @@ from dataclasses import dataclass
 import numpy as np
 
 from penstock.errors import Infeasible
-from penstock.plan.bounds import Bound, best_bound, proves
+from penstock.plan.bounds import Bound, best_bound, proves, work_bound
 from penstock.plan.build import build_plan
 from penstock.plan.fleet import Fleet
 from penstock.plan.flow import max_flow
 from penstock.plan.placement import Placement, PlacementProblem
 from penstock.plan.plan import Plan, Unused
 from penstock.plan.planner import PlannerOptions, Progress
-from penstock.plan.search.constructors import Intervals, block_placement, serial_chain
+from penstock.plan.search.constructors import BlockPlanner, Built, Intervals, serial_chain
 from penstock.plan.search.engine import Climb, Deadline, RunJobs, runner
-from penstock.plan.search.ladder import Candidate, Rung, routed
+from penstock.plan.search.hierarchy import hierarchical
+from penstock.plan.search.ladder import Candidate, Routes
 from penstock.plan.search.serving import Scored, Serving
 
 CLIMB_ROUNDS = 6
-_ROUTER_RUNG = Rung(share=1.0, hop_price=0.1, slow_price=1.0)
+LARGE = 150
+"""More nodes than this are planned in groups: annealing them as one would take hours."""
 
 
 @dataclass
@@ -77,18 +79,22 @@ class PenstockPlanner:
         def evaluate(intervals: Intervals) -> float:
             return max_flow(problem, fleet.placement(intervals, problem.num_nodes)).value
 
-        upper = best_bound(fleet, 0.0)
         built = [serial_chain(fleet, evaluate)]
-        blocks = block_placement(fleet, evaluate, upper.value)
-        if blocks is not None:
-            built.append(blocks)
+        large = fleet.num_nodes > LARGE
+        upper = work_bound(fleet) if large else best_bound(fleet, 0.0)
+        planner = None if large else BlockPlanner.of(fleet)
+        if large:
+            built += _side_by_side(problem, fleet)
+        if planner is not None:
+            blocks = planner.largest(evaluate, upper.value, built[0].value)
+            built += [blocks] if blocks is not None else []
         best = max(built, key=lambda b: b.value)
         state = _State(
             problem,
             fleet,
             best.intervals,
             best.value,
-            best_bound(fleet, best.value),
+            upper if large else best_bound(fleet, best.value),
             [b.intervals for b in built if b.value > 0],
         )
         self._say(options, state, f"constructed ({best.method})", 0.05)
@@ -113,9 +119,9 @@ class PenstockPlanner:
     def _largest_flow(
         self, state: _State, run_jobs: RunJobs, options: PlannerOptions, deadline: Deadline
     ) -> Plan:
-        if not state.proved:
+        if not state.proved and state.fleet.num_nodes <= LARGE:
             self._climb(state, run_jobs, options, deadline)
-        made = routed(state.problem, state.placement, state.value, _ROUTER_RUNG, thin=False)
+        made = Routes(state.problem).whole(state.placement, state.value)
         if made is None:
             raise _no_chain(state.problem)
         proof = "proved optimal: " if state.proved else "bound: "
@@ -194,6 +200,19 @@ class PenstockPlanner:
         value = state.value if options.objective == "maxflow" else None
         bound = state.bound.value if options.objective == "maxflow" else None
         options.progress(Progress(message, fraction, value, bound))
+
+
+def _side_by_side(problem: PlacementProblem, fleet: Fleet) -> list[Built]:
+    """Groups planned apart, measured together."""
+
+    def alone(part: Fleet, intervals: Intervals) -> float:
+        return max_flow(problem, part.placement(intervals, problem.num_nodes)).value
+
+    built = []
+    for made in hierarchical(fleet, alone):
+        value = max_flow(problem, fleet.placement(made.intervals, problem.num_nodes)).value
+        built.append(Built(made.intervals, value, made.method))
+    return built
 
 
 def _served_reasons(serving: Serving, best: Scored, options: PlannerOptions) -> tuple[str, ...]:

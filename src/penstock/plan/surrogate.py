@@ -20,7 +20,7 @@ PROMPT_TOKENS = 763.0
 OUTPUT_TOKENS = 232.0
 """Means of the Azure 2023 conversation trace, as published with Helix (section 6.2)."""
 _KV_FILL = 0.85
-_ROUNDS = 25
+_ROUNDS = 12
 _BATCH_ROUNDS = 12
 _BUSIEST = 0.97
 
@@ -59,7 +59,7 @@ class Surrogate:
                 decode_s += share[i] * 1.5 * batch_s
             target = concurrency / (prompt_s + self._output * decode_s)
             rate = target if rate == 0 else 0.5 * (rate + target)
-        return rate * self._output
+        return float(rate * self._output)
 
     @property
     def _context(self) -> float:

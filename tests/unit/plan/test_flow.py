@@ -28,6 +28,7 @@ def _graph(problem: PlacementProblem, placement: Placement, price: np.ndarray) -
     graph = nx.DiGraph()
     graph.add_nodes_from(("s", "t"))
     n, layers = problem.num_nodes, problem.num_layers
+    pairs: list[tuple[object, object, int, int]] = []
     for i, interval in enumerate(placement.intervals):
         if interval is None:
             continue
@@ -35,22 +36,20 @@ def _graph(problem: PlacementProblem, placement: Placement, price: np.ndarray) -
         capacity = problem.throughput[problem.node_type[i], held]
         graph.add_edge(("in", i), ("out", i), capacity=int(capacity * SCALE), weight=0)
         if interval[0] == 0:
-            _leg(graph, "s", ("in", i), problem, price, n, i)
+            pairs.append(("s", ("in", i), n, i))
         if interval[1] == layers:
-            _leg(graph, ("out", i), "t", problem, price, i, n)
+            pairs.append((("out", i), "t", i, n))
         for j, other in enumerate(placement.intervals):
             if other is None or i == j:
                 continue
             inside = problem.partial_inference and other[0] < interval[1] < other[1]
             if other[0] == interval[1] or inside:
-                _leg(graph, ("out", i), ("in", j), problem, price, i, j)
+                pairs.append((("out", i), ("in", j), i, j))
+    for tail, head, i, j in pairs:
+        capacity = int(problem.link_tokens_per_s[i, j] * SCALE)
+        if capacity > 0:
+            graph.add_edge(tail, head, capacity=capacity, weight=int(price[i, j]))
     return graph
-
-
-def _leg(graph, tail, head, problem, price, i, j) -> None:  # type: ignore[no-untyped-def]
-    capacity = int(problem.link_tokens_per_s[i, j] * SCALE)
-    if capacity > 0:
-        graph.add_edge(tail, head, capacity=capacity, weight=int(price[i, j]))
 
 
 def _holds(problem: PlacementProblem, flow: Flow) -> None:

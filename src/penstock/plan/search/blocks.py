@@ -159,6 +159,20 @@ class Candidate:
         return len(self.source)
 
 
+@dataclass(frozen=True)
+class _Worth:
+    """Prices of the LP: what a layer earns, what a hop costs, what a node costs [region, class]."""
+
+    layer: float
+    hop: float
+    node: Floats
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], *, layer: float = 0.0, hop: float = 0.0) -> _Worth:
+        """First prices; a node costs next to nothing, so the best ratios enter first."""
+        return cls(layer, hop, np.full(shape, 1e-3))
+
+
 class BlockProgram:
     """The block program at one demand F."""
 
@@ -192,17 +206,42 @@ class BlockProgram:
             everything.append(rows)
         return everything
 
-    def _values(self, r: int, price: Floats) -> list[Floats]:
-        """Per number of chains: span minus the price of the nodes, for every feasible block."""
+    def _values(self, r: int, worth: _Worth) -> list[Floats]:
+        """Per number of chains: what every feasible block is worth at the LP's prices."""
         region = self.regions[r]
         values = []
         for ends, rows in enumerate(self._feasible[r], start=1):
             usage = region.triple_usage if ends == 3 else region.pair_usage
-            cost = usage @ price[r]
-            values.append(
-                rows[0] - sum((cost[chain] for chain in rows[1:]), np.zeros(len(rows[0])))
-            )
+            cost: Floats = usage @ worth.node[r]
+            value: Floats = worth.layer * rows[0].astype(np.float64)
+            for chain in rows[1:]:
+                value = value - cost[chain]
+            if worth.hop > 0:
+                value = value - worth.hop * self._hops[r][ends - 1]
+            values.append(value)
         return values
+
+    @cached_property
+    def _hops(self) -> list[list[Floats]]:
+        """Per region and number of chains: mean hops through each feasible block.
+
+        Tokens are spread over the chains by what each can pass.
+        """
+        everything = []
+        for region, feasible in zip(self.regions, self._feasible, strict=True):
+            means = []
+            for ends, rows in enumerate(feasible, start=1):
+                chains = region.triple if ends == 3 else region.pair
+                length = np.array([len(member) for member in chains.members], dtype=float)
+                passed = np.zeros(len(rows[0]))
+                hops = np.zeros(len(rows[0]))
+                for chain in rows[1:]:
+                    flow = chains.passes[chain, rows[0]]
+                    passed += flow
+                    hops += flow * length[chain]
+                means.append(hops / np.maximum(passed, 1e-300))
+            everything.append(means)
+        return everything
 
     def _candidate(self, r: int, ends: int, index: int) -> Candidate:
         rows = self._feasible[r][ends - 1]
@@ -216,67 +255,115 @@ class BlockProgram:
 
         None also when the solver runs into its node limit: the bisection then tries less.
         """
-        objective, price, columns = self._relax()
-        if objective < self.num_layers - 1e-6:
+        layers, worth, columns = self._relax(_Worth.of(self.count.shape, layer=1.0), {})
+        if layers < self.num_layers - 1e-6:
             return None
-        slack = objective - self.num_layers + 1e-6
-        pool = dict.fromkeys(columns)
+        pool = self._pool(columns, worth, layers - self.num_layers + 1e-6)
+        # Any choice with enough layers will do: its flow is evaluated, and the bisection goes on.
+        return self._integer(pool, [-float(c.span) for c in pool], -float(self.num_layers))
+
+    def solve_shallow(self, seed: int) -> list[tuple[Candidate, int]] | None:
+        """Like ``solve``, with (nearly) as few hops as possible.
+
+        ``seed`` shakes the hops of every block by a few percent: choices of almost equal depth
+        differ in how they serve, and the caller measures several.
+        """
+        layers, _, columns = self._relax(_Worth.of(self.count.shape, layer=1.0), {})
+        if layers < self.num_layers - 1e-6:
+            return None
+        hops, worth, columns = self._relax(_Worth.of(self.count.shape, hop=1.0), columns)
+        pool = self._pool(columns, worth, 0.15 * hops)
+        shake = np.random.default_rng(seed).uniform(0.97, 1.03, len(pool))
+        cost = [self._mean_hops(c) * float(f) for c, f in zip(pool, shake, strict=True)]
+        return self._integer(pool, cost, None)
+
+    def _mean_hops(self, column: Candidate) -> float:
+        region = self.regions[column.region]
+        chains = region.triple if column.ends == 3 else region.pair
+        flow = [float(chains.passes[c, column.span]) for c in column.source]
+        size = [len(chains.members[c]) for c in column.source]
+        return sum(f * n for f, n in zip(flow, size, strict=True)) / sum(flow)
+
+    def _pool(self, columns: dict[Candidate, None], worth: _Worth, slack: float) -> list[Candidate]:
+        """The columns of the LP and all others that lose at most ``slack`` on it."""
+        pool = dict(columns)
         ranked: list[tuple[float, int, int, int]] = []
         for r in range(len(self.regions)):
-            for ends, values in enumerate(self._values(r, price), start=1):
+            for ends, values in enumerate(self._values(r, worth), start=1):
                 good = np.flatnonzero(values >= -slack)
+                if len(good) > _MOST_COLUMNS:
+                    good = good[np.argsort(-values[good], kind="stable")[:_MOST_COLUMNS]]
                 ranked += [(-float(values[i]), r, ends, int(i)) for i in good]
         ranked.sort()
         for _, r, ends, i in ranked[:_MOST_COLUMNS]:
             pool.setdefault(self._candidate(r, ends, i))
-        return self._integer(list(pool))
+        return list(pool)
 
-    def _relax(self) -> tuple[float, Floats, list[Candidate]]:
-        """Solve the LP by column generation: layers, price of a node [region, class], columns."""
+    def _relax(
+        self, worth: _Worth, known: dict[Candidate, None]
+    ) -> tuple[float, _Worth, dict[Candidate, None]]:
+        """Solve the LP by column generation, starting from ``known`` columns.
+
+        With a hop price: the fewest hops over L layers; without: the most layers. Returns the
+        objective, the LP's prices, and all columns.
+        """
         lp = silent_solver()
         regions, classes = self.count.shape
         infinity = lp.getInfinity()
         for n in self.count.ravel().tolist():
             lp.addRow(-infinity, float(n), 0, [], [])
+        if worth.hop > 0:
+            lp.addRow(float(self.num_layers), infinity, 0, [], [])
         columns: dict[Candidate, None] = {}
-        price = np.zeros((regions, classes))
-        objective = 0.0
-        # A first price per node that is surely too high lets the best ratios enter first.
-        price[:] = 1e-3
-        for _ in range(_ROUNDS):
-            added = False
-            for r in range(regions):
-                for ends, values in enumerate(self._values(r, price), start=1):
-                    spans = self._feasible[r][ends - 1][0]
-                    for i in _best_by_span(values, spans, 1e-7):
-                        column = self._candidate(r, ends, i)
-                        if column not in columns:
-                            columns[column] = None
-                            added = True
-                            rows = [(r * classes + t, u) for t, u in enumerate(column.usage) if u]
-                            lp.addCol(
-                                -float(column.span),
-                                0.0,
-                                infinity,
-                                len(rows),
-                                [row for row, _ in rows],
-                                [float(u) for _, u in rows],
-                            )
-            if not added:
-                break
-            lp.run()
-            objective = -float(lp.getInfo().objective_function_value)
-            duals = np.array(lp.getSolution().row_dual)
-            price = np.maximum(0.0, -duals).reshape(regions, classes)
-        return objective, price, list(columns)
 
-    def _integer(self, pool: list[Candidate]) -> list[tuple[Candidate, int]] | None:
+        def add(column: Candidate) -> None:
+            columns[column] = None
+            rows = [column.region * classes + t for t, u in enumerate(column.usage) if u]
+            entries = [float(u) for u in column.usage if u]
+            if worth.hop > 0:
+                rows.append(regions * classes)
+                entries.append(float(column.span))
+            cost = self._mean_hops(column) if worth.hop > 0 else -float(column.span)
+            lp.addCol(cost, 0.0, infinity, len(rows), rows, entries)
+
+        for column in known:
+            add(column)
+        prices = worth
+        objective = 0.0
+        for number in range(_ROUNDS):
+            if number > 0 or known:
+                lp.run()
+                objective = abs(float(lp.getInfo().objective_function_value))
+                duals = np.array(lp.getSolution().row_dual)
+                node = np.maximum(0.0, -duals[: regions * classes]).reshape(regions, classes)
+                layer = float(duals[-1]) if worth.hop > 0 else 1.0
+                prices = _Worth(layer, worth.hop, node)
+            fresh = [c for c in self._profitable(prices) if c not in columns]
+            for column in fresh:
+                add(column)
+            if not fresh:
+                break
+        return objective, prices, columns
+
+    def _profitable(self, worth: _Worth) -> list[Candidate]:
+        """Of each region, number of chains and span, the block that gains most at these prices."""
+        return [
+            self._candidate(r, ends, i)
+            for r in range(len(self.regions))
+            for ends, values in enumerate(self._values(r, worth), start=1)
+            for i in _best_by_span(values, self._feasible[r][ends - 1][0], 1e-7)
+        ]
+
+    def _integer(
+        self, pool: list[Candidate], cost: list[float], enough: float | None
+    ) -> list[tuple[Candidate, int]] | None:
+        """Choose columns of least cost with at least L layers; stop at ``enough``."""
         lp = silent_solver()
-        lp.setOptionValue("mip_max_nodes", 2000)
-        lp.setOptionValue("mip_rel_gap", 0.0)
+        lp.setOptionValue("mip_max_nodes", 2000 if enough is not None else 60)
+        lp.setOptionValue("mip_rel_gap", 0.0 if enough is not None else 0.005)
         infinity = lp.getInfinity()
-        for column in pool:
-            lp.addCol(-float(column.span), 0.0, float(self.count.max()), 0, [], [])
+        for price in cost:
+            lp.addCol(price, 0.0, float(self.count.max()), 0, [], [])
         kinds = [highspy.HighsVarType.kInteger] * len(pool)
         classes = self.count.shape[1]
         for r in range(len(self.regions)):
@@ -299,8 +386,8 @@ class BlockProgram:
         extra = self._add_borders(lp, pool)
         kinds += [highspy.HighsVarType.kInteger] * extra
         lp.changeColsIntegrality(len(kinds), np.arange(len(kinds), dtype=np.int32), np.array(kinds))
-        # Any choice with enough layers will do: its flow is evaluated, and the bisection goes on.
-        lp.setOptionValue("objective_target", -float(self.num_layers))
+        if enough is not None:
+            lp.setOptionValue("objective_target", enough)
         lp.run()
         values = np.array(lp.getSolution().col_value)
         if lp.getSolution().value_valid is False or len(values) < len(pool):

@@ -9,7 +9,6 @@ from itertools import pairwise, permutations
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.plan.bounds import work_bound
 from penstock.plan.fleet import Fleet
 from penstock.plan.search.blocks import Block, BlockProgram, Border, Candidate, Region
 
@@ -72,33 +71,98 @@ def link_groups(fleet: Fleet) -> Ints:
     return fleet.components(fleet.highest)
 
 
-def block_placement(fleet: Fleet, evaluate: Evaluate, upper: float | None = None) -> Built | None:
-    """The best placement of the block program, by bisection of F up to ``upper``.
+class BlockPlanner:
+    """Placements by the block program on one fleet; None where its conditions do not hold.
 
-    Needs regions in which every link is free; returns None where they are not, or are many.
+    It needs regions in which every link is free, and not too many of them.
     """
-    group = link_groups(fleet)
-    groups = int(group.max()) + 1
-    if groups > _MOST_REGIONS or not _cliques(fleet, group):
-        return None
-    capacity = fleet.capacity[fleet.class_node]
-    classes = len(fleet.class_node)
-    regions = []
-    for r in range(groups):
-        count = np.bincount(fleet.class_of[group == r], minlength=classes)
-        regions.append(Region(capacity, count.astype(np.int64), fleet.num_layers))
-    top = work_bound(fleet).value if upper is None else upper
-    best: Built | None = None
-    low = serial_chain(fleet, evaluate).value
-    for order in _orders(groups):
-        found = _bisect(fleet, regions, group, order, span=(low, top), evaluate=evaluate)
-        if found is not None and (best is None or found.value > best.value):
-            best = found
-            low = max(low, found.value)
-    return best
+
+    @classmethod
+    def of(cls, fleet: Fleet) -> BlockPlanner | None:
+        group = link_groups(fleet)
+        if int(group.max()) + 1 > _MOST_REGIONS or not _cliques(fleet, group):
+            return None
+        return cls(fleet, group)
+
+    def __init__(self, fleet: Fleet, group: Ints) -> None:
+        self.fleet, self.group = fleet, group
+        self.orders = _orders(int(group.max()) + 1)
+
+    def _regions(self, capacity: Floats) -> list[Region]:
+        """``capacity`` [n, K + 1] may be less than the fleet's."""
+        rows = capacity[self.fleet.class_node]
+        classes = len(self.fleet.class_node)
+        regions = []
+        for r in range(int(self.group.max()) + 1):
+            count = np.bincount(self.fleet.class_of[self.group == r], minlength=classes)
+            regions.append(Region(rows, count.astype(np.int64), self.fleet.num_layers))
+        return regions
+
+    def _program(
+        self, regions: Sequence[Region], demand: float, order: tuple[int, ...]
+    ) -> BlockProgram:
+        borders = [
+            Border(a, b, _pair_capacity(self.fleet, self.group, a, b)) for a, b in pairwise(order)
+        ]
+        return BlockProgram(regions, self.fleet.num_layers, demand, borders)
+
+    def largest(self, evaluate: Evaluate, upper: float, low: float = 0.0) -> Built | None:
+        """The largest flow above ``low`` the program finds, by bisection up to ``upper``."""
+        regions = self._regions(self.fleet.capacity)
+        best: Built | None = None
+        for order in self.orders:
+            high = upper
+            demand = high
+            while high - low > _PRECISION * high:
+                program = self._program(regions, demand, order)
+                picked = program.solve()
+                built = None if picked is None else self._assemble(program, picked, order)
+                value = 0.0 if built is None else evaluate(built)
+                if built is not None and value > low:
+                    best = Built(built, value, "block program")
+                    low = value
+                if value < demand * (1 - 1e-9):
+                    high = min(high, demand)
+                demand = 0.5 * (low + high)
+        return best
+
+    def shallow(self, demand: float, capacity: Floats, seed: int) -> list[Intervals]:
+        """Placements that carry ``demand`` in few hops, one per order of the regions.
+
+        ``capacity`` [n, K + 1] replaces the fleet's (less where KV memory should count).
+        """
+        regions = self._regions(capacity)
+        found = []
+        for order in self.orders:
+            program = self._program(regions, demand, order)
+            picked = program.solve_shallow(seed)
+            if picked is not None:
+                found.append(self._assemble(program, picked, order))
+        return found
+
+    def _assemble(
+        self,
+        program: BlockProgram,
+        picked: Sequence[tuple[Candidate, int]],
+        order: tuple[int, ...],
+    ) -> Intervals:
+        """Lay the chosen blocks one after the other and hand their places to nodes."""
+        blocks: dict[int, list[Block]] = {r: [] for r in order}
+        for column, times in picked:
+            blocks[column.region] += [program.realise(column)] * times
+        sequence: list[tuple[int, Block]] = []
+        for position, r in enumerate(order):
+            # The widest blocks go to the borders of the region.
+            wide = sorted(blocks[r], key=lambda block: -len(block.chains))
+            first = [wide.pop(0)] if position > 0 and wide else []
+            last = [wide.pop(0)] if position < len(order) - 1 and wide else []
+            sequence += [(r, block) for block in [*first, *wide, *last]]
+        seats = [seat for seat in _seats(sequence) if seat[2] < self.fleet.num_layers]
+        return _seat_nodes(self.fleet, seats, self.group)
 
 
 def _cliques(fleet: Fleet, group: Ints) -> bool:
+    """Whether, inside every group, all nodes are joined by links that cannot bind."""
     n = fleet.num_nodes
     same = (group[:, None] == group[None, :]) & ~np.eye(n, dtype=bool)
     return bool((fleet.link[:n, :n][same] >= fleet.highest).all())
@@ -109,63 +173,10 @@ def _orders(groups: int) -> list[tuple[int, ...]]:
     return [p for p in permutations(range(groups)) if p[0] <= p[-1]]
 
 
-def _bisect(
-    fleet: Fleet,
-    regions: Sequence[Region],
-    group: Ints,
-    order: tuple[int, ...],
-    *,
-    span: tuple[float, float],
-    evaluate: Evaluate,
-) -> Built | None:
-    low, high = span
-    best: Built | None = None
-    demand = high
-    while high - low > _PRECISION * high:
-        borders = [Border(a, b, _pair_capacity(fleet, group, a, b)) for a, b in pairwise(order)]
-        program = BlockProgram(regions, fleet.num_layers, demand, borders)
-        picked = program.solve()
-        built = None if picked is None else _assemble(fleet, program, picked, group, order)
-        value = 0.0 if built is None else evaluate(built)
-        if built is not None and value > low:
-            best = Built(built, value, "block program")
-            low = value
-        if value < demand * (1 - 1e-9):
-            high = min(high, demand)
-        demand = 0.5 * (low + high)
-    return best
-
-
 def _pair_capacity(fleet: Fleet, group: Ints, a: int, b: int) -> float:
     """What a well chosen pair of nodes of two regions can pass: the median of their links."""
     links = fleet.link[np.ix_(np.flatnonzero(group == a), np.flatnonzero(group == b))]
     return float(np.median(links[links > 0])) if (links > 0).any() else 0.0
-
-
-def _assemble(
-    fleet: Fleet,
-    program: BlockProgram,
-    picked: Sequence[tuple[Candidate, int]],
-    group: Ints,
-    order: tuple[int, ...],
-) -> Intervals:
-    """Lay the chosen blocks one after the other and hand their places to nodes."""
-    blocks: dict[int, list[Block]] = {r: [] for r in order}
-    for column, times in picked:
-        blocks[column.region] += [program.realise(column)] * times
-    sequence: list[tuple[int, Block]] = []
-    for position, r in enumerate(order):
-        # The widest blocks go to the borders of the region.
-        wide = sorted(blocks[r], key=lambda block: -len(block.chains))
-        first = [wide.pop(0)] if position > 0 and wide else []
-        last = [wide.pop(0)] if position < len(order) - 1 and wide else []
-        sequence += [(r, block) for block in [*first, *wide, *last]]
-    seats = [
-        (r, kind, begin, end)
-        for r, kind, begin, end in _seats(sequence)
-        if begin < fleet.num_layers
-    ]
-    return _seat_nodes(fleet, seats, group)
 
 
 def _seats(sequence: Sequence[tuple[int, Block]]) -> list[tuple[int, int, int, int]]:

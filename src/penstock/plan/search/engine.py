@@ -29,6 +29,8 @@ UNIT = 20
 """Integer price of one missing layer."""
 ROUND = 4
 """Jobs per round: fixed, so that the number of processes changes nothing but the speed."""
+PATIENCE = 3
+"""Rounds without a better placement after which a climb ends."""
 HOT, COLD = 0.5, 0.02
 """Temperatures in layers."""
 DETOUR_LAYERS = 2.0
@@ -139,8 +141,8 @@ def random_start(fleet: Fleet, rng: Random) -> tuple[Ints, Ints]:
 
 
 def proposals_per_run(num_nodes: int) -> int:
-    """A run takes about four seconds of one core whatever the number of nodes."""
-    return int(min(600_000, max(20_000, 4e8 / num_nodes**2)))
+    """A run takes a few seconds of one core whatever the number of nodes, less for small fleets."""
+    return int(min(25_000 * num_nodes, max(20_000, 4e8 / num_nodes**2)))
 
 
 @dataclass
@@ -177,13 +179,16 @@ class Climb:
         """
         rng = Random(self.seed)
         inst = instance(self.fleet)
+        stale = 0
         for number in range(count):
-            if deadline.passed or self.value >= self.bound * (1 - 1e-9):
+            if deadline.passed or stale == PATIENCE or self.value >= self.bound * (1 - 1e-9):
                 return
+            before = self.value
             jobs = [self._job(inst, rng, ROUND * number + k) for k in range(ROUND)]
             for found in run_jobs(jobs):
                 if found.max_flow > self.value * (1 + 1e-9):
                     self.value, self.intervals = found.max_flow, found.widest
+            stale = 0 if self.value > before else stale + 1
             yield self.value
 
     def _job(self, inst: kernel.Instance, rng: Random, number: int) -> Job:

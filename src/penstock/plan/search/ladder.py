@@ -15,13 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock.plan.fleet import Fleet
-from penstock.plan.flow import Flow, cheapest_flow
+from penstock.plan.flow import Flow, cheapest_flow, max_flow
 from penstock.plan.placement import Placement, PlacementProblem
 from penstock.plan.search.constructors import Intervals, fill
 from penstock.plan.search.engine import (
     HOT,
     UNIT,
-    Found,
     Job,
     instance,
     proposals_per_run,
@@ -38,6 +37,7 @@ _DETOUR_OVER_SLOW = 3.0
 _LEAST_SHARE = 0.05
 """The router leaves out legs with less of a vertex's outflow; so do our plans."""
 _LEAST_NODE_SHARE = 0.005
+_BALANCE_STEPS = 6
 
 
 @dataclass(frozen=True)
@@ -117,6 +117,12 @@ def kv_tokens(problem: PlacementProblem, fleet: Fleet) -> Floats:
     return np.array([rows[kind] for kind in problem.node_type[fleet.origin].tolist()])
 
 
+def most_requests(fleet: Fleet, tokens: Floats) -> float:
+    """Tokens of context that all nodes together can keep, over L layers."""
+    layers = np.arange(tokens.shape[1])
+    return float((tokens * layers).max(axis=1).sum() / fleet.num_layers)
+
+
 def with_memory(fleet: Fleet, tokens: Floats, rung: Rung, demand: float) -> Fleet:
     """The fleet whose nodes also carry no larger share of ``demand`` than of the KV memory.
 
@@ -124,9 +130,7 @@ def with_memory(fleet: Fleet, tokens: Floats, rung: Rung, demand: float) -> Flee
     """
     if rung.memory <= 0:
         return fleet
-    layers = np.arange(tokens.shape[1])
-    most = float((tokens * layers).max(axis=1).sum() / fleet.num_layers)
-    limit = demand * tokens / (rung.memory * most)
+    limit = demand * tokens / (rung.memory * most_requests(fleet, tokens))
     return replace(fleet, capacity=np.minimum(fleet.capacity, limit))
 
 
@@ -178,51 +182,84 @@ class Candidate:
     rung: Rung
 
 
-def candidate(
-    problem: PlacementProblem, fleet: Fleet, found: Found, rung: Rung
-) -> Candidate | None:
-    """Make a candidate of a run's cheapest state; None when it carries nothing."""
-    placement = fleet.placement(found.cheapest, problem.num_nodes)
-    return routed(problem, placement, found.demand, rung)
+class Routes:
+    """Chooses the flow that the router of a placement should follow."""
 
+    def __init__(self, problem: PlacementProblem) -> None:
+        self.problem = problem
+        self._slowness = slowness(problem)
+        fleet = Fleet.of(problem)
+        tokens = kv_tokens(problem, fleet)
+        self._most = most_requests(fleet, tokens)
+        self._tokens = np.zeros_like(problem.throughput)
+        self._tokens[problem.node_type[fleet.origin]] = tokens
 
-def routed(
-    problem: PlacementProblem,
-    placement: Placement,
-    demand: float,
-    rung: Rung,
-    *,
-    thin: bool = True,
-) -> Candidate | None:
-    """Route ``demand`` over few hops and near links; drop idle nodes and, if ``thin``, weak legs.
+    def _price(self, rung: Rung) -> Floats:
+        return np.maximum(rung.hop_price + rung.slow_price * self._slowness, 1e-3)
 
-    The router would not take weak legs anyway; ``thin`` may cost up to 2 % of the demand.
-    """
-    price = rung.hop_price + rung.slow_price * slowness(problem)
-    price = np.maximum(price, 1e-3)
-    flow = cheapest_flow(problem, placement, demand, price)
-    if flow.value <= 0:
-        return None
-    for _ in range(4 if thin else 0):
-        weak = weak_legs(problem.num_nodes, flow)
-        if not weak.any():
-            break
-        kept = flow.legs[(flow.leg_flow > 0) & ~weak]
-        thinner = cheapest_flow(problem, placement, demand, price, legs=kept)
-        if thinner.value < 0.98 * flow.value:
-            break
-        flow = thinner
-    least = _LEAST_NODE_SHARE if thin else 1e-9
-    busy = flow.node_flow > least * flow.value
-    intervals = tuple(
-        interval if used else None
-        for interval, used in zip(placement.intervals, busy.tolist(), strict=True)
-    )
-    ends = np.append(busy, True)
-    kept = flow.legs[(flow.leg_flow > 0) & ends[flow.legs[:, 0]] & ends[flow.legs[:, 1]]]
-    final = Placement(intervals)
-    flow = cheapest_flow(problem, final, demand, price, legs=kept)
-    return Candidate(final, flow.used(), rung) if flow.value > 0 else None
+    def whole(self, placement: Placement, demand: float) -> Candidate | None:
+        """Carry ``demand`` over few hops and near links, nodes up to T(k); drop idle ones."""
+        rung = Rung(1.0, 0.1, 1.0)
+        flow = cheapest_flow(self.problem, placement, demand, self._price(rung))
+        return self._without_idle(self.problem, placement, flow, rung, least=1e-9)
+
+    def serving(self, placement: Placement, demand: float, rung: Rung) -> Candidate | None:
+        """Carry ``demand`` so that KV memory fills evenly, then over few hops and near links.
+
+        Legs that the router would leave out as too weak are dropped, at up to 2 % of the flow.
+        """
+        limited = self._balanced(placement, demand)
+        price = self._price(rung)
+        flow = cheapest_flow(limited, placement, demand, price)
+        if flow.value <= 0:
+            return None
+        for _ in range(4):
+            weak = weak_legs(self.problem.num_nodes, flow)
+            if not weak.any():
+                break
+            kept = flow.legs[(flow.leg_flow > 0) & ~weak]
+            thinner = cheapest_flow(limited, placement, demand, price, legs=kept)
+            if thinner.value < 0.98 * flow.value:
+                break
+            flow = thinner
+        return self._without_idle(limited, placement, flow, rung, least=_LEAST_NODE_SHARE)
+
+    def _balanced(self, placement: Placement, demand: float) -> PlacementProblem:
+        """The problem with nodes limited to their share of KV memory, as tightly as possible."""
+        reachable = min(demand, max_flow(self.problem, placement).value)
+        low, high = 0.0, 1.0
+        best = self.problem
+        for _ in range(_BALANCE_STEPS):
+            middle = 0.5 * (low + high)
+            limit = demand * self._tokens / (0.97 * middle * self._most)
+            limited = replace(self.problem, throughput=np.minimum(self.problem.throughput, limit))
+            if max_flow(limited, placement).value >= 0.999 * reachable:
+                low, best = middle, limited
+            else:
+                high = middle
+        return best
+
+    def _without_idle(
+        self,
+        problem: PlacementProblem,
+        placement: Placement,
+        flow: Flow,
+        rung: Rung,
+        *,
+        least: float,
+    ) -> Candidate | None:
+        if flow.value <= 0:
+            return None
+        busy = flow.node_flow > least * flow.value
+        intervals = tuple(
+            interval if used else None
+            for interval, used in zip(placement.intervals, busy.tolist(), strict=True)
+        )
+        ends = np.append(busy, True)
+        kept = flow.legs[(flow.leg_flow > 0) & ends[flow.legs[:, 0]] & ends[flow.legs[:, 1]]]
+        final = Placement(intervals)
+        flow = cheapest_flow(problem, final, flow.value, self._price(rung), legs=kept)
+        return Candidate(final, flow.used(), rung) if flow.value > 0 else None
 
 
 def weak_legs(num_nodes: int, flow: Flow) -> NDArray[np.bool_]:

@@ -15,26 +15,34 @@ from penstock.plan.fleet import Fleet
 from penstock.plan.placement import PlacementProblem
 from penstock.plan.plan import Plan
 from penstock.plan.planner import Evaluator, Progress, ProgressCallback, Score
-from penstock.plan.search.constructors import Intervals
+from penstock.plan.search.constructors import BlockPlanner, Intervals
 from penstock.plan.search.engine import ROUND, Deadline, RunJobs
 from penstock.plan.search.ladder import (
     Candidate,
+    Routes,
     Rung,
-    candidate,
     first_rungs,
     jobs_for,
-    routed,
+    kv_tokens,
     rungs_near,
     slowness,
+    with_memory,
 )
 from penstock.plan.surrogate import Surrogate
 
 QUICK = 0.5
 """Share of the full measurement spent on a first look."""
+_MOST_UNHURRIED = 30
+"""Fleets up to this size are measured in full at once where slow links make the start long."""
 _REFINED = 2
 """Best candidates around which the ladder is refined."""
 _PER_REFINEMENT = 6
-_FINALISTS = 5
+_FINALISTS = 6
+_SAME_RUNG = 2
+_MOST_BLOCK_NODES = 150
+_SHALLOW_SHARES = (0.55, 0.65, 0.74, 0.82, 0.9)
+_SHALLOW_MEMORY = (0.0, 0.3, 0.4)
+_SHALLOW_SEEDS = 2
 
 MakePlan = Callable[[Candidate], Plan]
 
@@ -71,6 +79,10 @@ class Serving:
 
     def __post_init__(self) -> None:
         self._surrogate = Surrogate(self.problem)
+        self._routes = Routes(self.problem)
+        self._has_slow_links = bool(slowness(self.problem).any())
+        unhurried = self._has_slow_links and self.problem.num_nodes <= _MOST_UNHURRIED
+        self._quick = 1.0 if unhurried else QUICK
 
     @property
     def best(self) -> Scored | None:
@@ -83,9 +95,13 @@ class Serving:
         """Climb the ladder, refine around the best, measure the finalists in full."""
         for intervals in constructed:
             placement = self.fleet.placement(intervals, self.problem.num_nodes)
-            rung = Rung(1.0, 0.1, 1.0)
-            self._keep(routed(self.problem, placement, self.largest, rung))
-        rungs = first_rungs(bool(slowness(self.problem).any()))
+            self._keep(self._routes.whole(placement, self.largest))
+        if self.fleet.num_nodes > _MOST_BLOCK_NODES:
+            self._measure(_measurable(self.problem.num_nodes))
+            self._finish()
+            return
+        self._build_shallow()
+        rungs = first_rungs(self._has_slow_links)
         self._anneal(run_jobs, rungs, self._origins(len(rungs), constructed), 0.0, 0.5)
         self._measure(_measurable(self.problem.num_nodes))
         rng = Random(f"{self.seed}/refine")
@@ -99,6 +115,23 @@ class Serving:
         self._anneal(run_jobs, near, starts, 0.55, 0.85)
         self._measure(_measurable(self.problem.num_nodes) // 2)
         self._finish()
+
+    def _build_shallow(self) -> None:
+        """Placements of few hops by the block program, where its conditions hold."""
+        planner = BlockPlanner.of(self.fleet)
+        if planner is None:
+            return
+        tokens = kv_tokens(self.problem, self.fleet)
+        for share in _SHALLOW_SHARES:
+            for memory in _SHALLOW_MEMORY:
+                rung = Rung(share, 0.1, 1.0, memory)
+                demand = share * self.largest
+                limited = with_memory(self.fleet, tokens, rung, demand)
+                for number in range(_SHALLOW_SEEDS):
+                    seed = hash_free(self.seed, number)
+                    for intervals in planner.shallow(demand, limited.capacity, seed):
+                        placement = self.fleet.placement(intervals, self.problem.num_nodes)
+                        self._keep(self._routes.serving(placement, demand, rung))
 
     def _origins(self, count: int, constructed: Sequence[Intervals]) -> list[Intervals | None]:
         """Where links are slow, a construction that crosses few of them is a better start."""
@@ -124,7 +157,8 @@ class Serving:
             batch = list(zip(jobs, rungs, strict=True))[first : first + ROUND]
             for found, (_, rung) in zip(run_jobs([job for job, _ in batch]), batch, strict=True):
                 self.tried += 1
-                self._keep(candidate(self.problem, self.fleet, found, rung))
+                placement = self.fleet.placement(found.cheapest, self.problem.num_nodes)
+                self._keep(self._routes.serving(placement, found.demand, rung))
             share = (first + len(batch)) / len(jobs)
             self._say(f"{self.tried} candidates", begin + (end - begin) * share)
 
@@ -141,9 +175,9 @@ class Serving:
         done = {scored.candidate.placement.intervals for scored in self.measured}
         fresh = [s for key, s in self.seen.items() if key not in done]
         fresh.sort(key=lambda scored: -scored.estimate)
-        chosen = fresh[:most]
+        chosen = _varied(fresh, most)
         plans = [self.make_plan(scored.candidate) for scored in chosen]
-        for scored, score in zip(chosen, self.evaluate(plans, QUICK), strict=True):
+        for scored, score in zip(chosen, self.evaluate(plans, self._quick), strict=True):
             self.measured.append(Scored(scored.candidate, scored.estimate, score))
         self._say(f"{len(self.measured)} candidates measured", None)
 
@@ -154,6 +188,9 @@ class Serving:
     def _finish(self) -> None:
         """Measure the best in full."""
         if self.evaluate is None or self.deadline.passed:
+            return
+        if self._quick == 1.0:
+            self.final = list(self.measured)
             return
         chosen = self._ranked()[: _finalists(self.problem.num_nodes)]
         plans = [self.make_plan(scored.candidate) for scored in chosen]
@@ -166,9 +203,21 @@ class Serving:
         self.progress(Progress(message, fraction, None if best is None else best.value))
 
 
+def _varied(ranked: Sequence[Scored], most: int) -> list[Scored]:
+    """The best ``most``, but no more than a few of one setting."""
+    taken: dict[Rung, int] = {}
+    chosen: list[Scored] = []
+    for scored in ranked:
+        rung = scored.candidate.rung
+        if taken.get(rung, 0) < _SAME_RUNG and len(chosen) < most:
+            taken[rung] = taken.get(rung, 0) + 1
+            chosen.append(scored)
+    return chosen
+
+
 def _measurable(num_nodes: int) -> int:
     """How many candidates to simulate at first: fewer on large fleets, where each takes longer."""
-    return max(2, min(16, 700 // num_nodes))
+    return max(2, min(24, 900 // num_nodes))
 
 
 def _finalists(num_nodes: int) -> int:
