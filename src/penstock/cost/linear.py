@@ -12,11 +12,12 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from math import ceil, inf, sqrt
+from math import ceil, sqrt
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 from penstock.cost.base import Provenance
@@ -245,7 +246,7 @@ class DistServeCost:
 
 def _distserve_model(name: str) -> str:
     known = {normalise(model): model for model in distserve_capacities()}
-    folded = normalise(name.split("/")[-1])
+    folded = normalise(name.rsplit("/", maxsplit=1)[-1])
     if folded not in known:
         raise SpecError(
             "DistServe has no latency model for this model",
@@ -257,12 +258,23 @@ def _distserve_model(name: str) -> str:
 
 
 @cache
-def _distserve_document() -> Mapping[str, Mapping[str, Mapping[str, Mapping[str, list[float]]]]]:
-    import yaml
-
-    document: Mapping[str, Mapping[str, Mapping[str, Mapping[str, list[float]]]]]
-    document = yaml.safe_load(DISTSERVE.read_text(encoding="utf-8"))
+def _distserve_document() -> dict[str, Any]:
+    document: dict[str, Any] = yaml.safe_load(DISTSERVE.read_text(encoding="utf-8"))
     return document
+
+
+def _coefficients(lines: Mapping[str, Sequence[float]]) -> LinearCoefficients:
+    """From ms: the rows prefill, decode_below_95 and decode_from_95 of the file."""
+    rows = {name: [1e-3 * value for value in row] for name, row in lines.items()}
+    fixed, per_token, per_pair = rows["prefill"]
+    return LinearCoefficients(
+        fixed,
+        per_token,
+        per_pair,
+        DecodeLine(*rows["decode_below_95"]),
+        DecodeLine(*rows["decode_from_95"]),
+        large_batch=95,
+    )
 
 
 @cache
@@ -270,15 +282,7 @@ def distserve_table() -> Mapping[str, Mapping[str, Mapping[int, LinearCoefficien
     """Engine -> model -> tensor-parallel degree -> coefficients (seconds)."""
     return {
         engine: {
-            model: {
-                int(degree): LinearCoefficients(
-                    *(1e-3 * value for value in lines["prefill"]),
-                    decode=DecodeLine(*(1e-3 * value for value in lines["decode_below_95"])),
-                    decode_large=DecodeLine(*(1e-3 * value for value in lines["decode_from_95"])),
-                    large_batch=95,
-                )
-                for degree, lines in degrees.items()
-            }
+            model: {int(degree): _coefficients(lines) for degree, lines in degrees.items()}
             for model, degrees in models.items()
         }
         for engine, models in _distserve_document()["latency_ms"].items()
@@ -290,9 +294,9 @@ def distserve_capacities() -> Mapping[str, Mapping[tuple[int, int], int]]:
     """Model -> (TP, PP) -> tokens of KV memory of one instance (prompt tokens of a batch)."""
     return {
         model: {
-            (int(tp), int(pp)): int(tokens)  # type: ignore[call-overload]
+            (int(tp), int(pp)): int(tokens)
             for tp, stages in degrees.items()
-            for pp, tokens in stages.items()  # type: ignore[union-attr,attr-defined]
+            for pp, tokens in stages.items()
         }
         for model, degrees in _distserve_document()["kv_capacity_tokens"].items()
     }

@@ -126,9 +126,9 @@ class OperatorTableCost:
                     self._token_ms,
                     self._decode_ms,
                     self._prefill_ms,
-                    layers // stages,
-                    self._overhead,
-                    send,
+                    layers=layers // stages,
+                    overhead=self._overhead,
+                    send_ms=send,
                 )
             )
         return tuple(timers)
@@ -186,6 +186,7 @@ class OperatorTimer:
         token_ms: Sequence[float],
         decode_ms: Sequence[Sequence[float]],
         prefill_ms: Sequence[tuple[Sequence[int], Sequence[float]]],
+        *,
         layers: int,
         overhead: float,
         send_ms: Sequence[float] | None,

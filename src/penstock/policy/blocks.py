@@ -90,6 +90,11 @@ class BlockManager:
         return self.num_blocks - self.free
 
     @property
+    def idle_blocks(self) -> int:
+        """Blocks of cached pieces that no sequence uses; they count as free."""
+        return self._idle_blocks
+
+    @property
     def peak_fraction(self) -> float:
         """The largest share of the blocks that was in use at once."""
         return 1.0 - self.least_free / self.num_blocks
@@ -104,7 +109,7 @@ class BlockManager:
     def take(self, blocks: int) -> None:
         """Take what ``can_take`` or ``can_admit`` allowed; evicts cached pieces nobody uses."""
         free = self.free = self.free - blocks
-        if free < self.least_free:
+        if free < self.least_free:  # noqa: PLR1730 - twice as fast as min()
             self.least_free = free
         if self._idle_blocks > free:
             self._evict(free)

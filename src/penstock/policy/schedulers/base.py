@@ -63,6 +63,10 @@ class BatchScheduler(Protocol):
         """Take everything out, blocks given back; no batch may be in flight."""
         ...
 
+    def check(self) -> None:
+        """Recount the blocks; no batch may be in flight."""
+        ...
+
     @property
     def accepting(self) -> bool:
         """Whether a sequence added now may change the batch after the current step."""
@@ -124,6 +128,7 @@ class Scheduler:
         self._front: list[Sequence] = []
         self._tail: list[Sequence] = []
         self._loose: set[int] = set()
+        self._preempted_now = False
 
     # -- the protocol -------------------------------------------------------------------------
 
@@ -146,7 +151,8 @@ class Scheduler:
         raise NotImplementedError
 
     def steady_steps(self, batch: Batch) -> int:
-        if batch.prefill or self._loose:
+        # What a preemption freed may let somebody in at the next step.
+        if batch.prefill or self._loose or self._preempted_now:
             return 1
         return batch.cohort.steady_steps(self.blocks.free - self.SPARE_BLOCKS)
 
@@ -165,9 +171,12 @@ class Scheduler:
         ready = self._ready
         if ready is not None and (cohort.seqs or not ready.seqs):
             # Decodes that come back from another stage of the pipeline join those that wait.
-            for seq in list(ready):
-                self.stays.append(ready.leave(seq))
-                cohort.join(seq)
+            if ready.seqs:
+                order = [*ready.members, *cohort.members]
+                for seq in list(ready):
+                    self.stays.append(ready.leave(seq))
+                    cohort.join(seq)
+                cohort.reorder(order)
             self._spare.append(ready)
         elif ready is not None:
             self._spare.append(cohort)
@@ -228,7 +237,6 @@ class Scheduler:
         return len(self.waiting)
 
     def check(self) -> None:
-        """Recount the blocks (no batch may be in flight)."""
         cohort = self._ready
         if cohort is None:
             members: list[Sequence] = []
@@ -271,6 +279,7 @@ class Scheduler:
         Returns the cohort to run and the unfinished prompts that are ready, in running order.
         """
         cohort = self._cohort()
+        self._preempted_now = False
         if not self._loose and cohort.seqs <= self.max_batch_seqs:
             need = cohort.need()
             blocks = self.blocks
@@ -355,13 +364,13 @@ class Scheduler:
         self._release(seq)
         self._restart(seq)
         seq.preemptions += 1
+        self._preempted_now = True
         self.preempted.append(seq)
         self.waiting.appendleft(seq)
 
     def _restart(self, seq: Sequence) -> None:
         """What a sequence has to compute when it starts over: all tokens it has so far."""
-        if seq.computed > seq.prompt_tokens:
-            seq.prompt_tokens = seq.computed
+        seq.prompt_tokens = max(seq.prompt_tokens, seq.computed)
         seq.computed = 0
 
     def _release(self, seq: Sequence) -> None:

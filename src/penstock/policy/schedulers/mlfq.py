@@ -75,7 +75,9 @@ class Mlfq(VllmV1):
             tokens = 0
             if left > 0 and len(chosen) + len(prefill) < self.max_num_seqs:
                 tokens = 1 if is_decode else self._chunk(seq, seq.computed, left)
-            if tokens and self._blocks_for(seq, tokens, cohort, is_decode, order, place, running):
+            if tokens and self._turn(
+                seq, tokens, cohort, is_decode=is_decode, rest=(order, place), running=running
+            ):
                 left -= tokens
                 if is_decode:
                     chosen.append(seq)
@@ -92,7 +94,7 @@ class Mlfq(VllmV1):
         return self._batch(cohort, prefill, admitted)
 
     def steady_steps(self, batch: Batch) -> int:
-        if batch.prefill:
+        if batch.prefill or self._preempted_now:
             return 1
         standing, last = self._standing, self.settings.mlfq_levels - 1
         steps = batch.cohort.steady_steps(self.blocks.free)
@@ -135,17 +137,18 @@ class Mlfq(VllmV1):
                 standing.level += 1
                 standing.left = self._quantum(standing.level)
 
-    def _blocks_for(
+    def _turn(
         self,
         seq: Sequence,
         tokens: int,
         cohort: Cohort,
+        *,
         is_decode: bool,
-        order: list[Sequence],
-        place: int,
+        rest: tuple[list[Sequence], int],
         running: set[int],
     ) -> bool:
-        """Take the blocks of this turn, at the cost of running sequences behind in ``order``."""
+        """Take the blocks of this turn, at the cost of running sequences behind it in ``rest``."""
+        order, place = rest
         blocks, size = self.blocks, self.blocks.block_size
         if is_decode:
             n = cohort.computed(seq) if seq in cohort else seq.computed
@@ -159,7 +162,6 @@ class Mlfq(VllmV1):
             victim = order.pop(victims[0])
             running.discard(victim.row)
             self._preempt(victim, cohort)
-            self._preempted_now = True
         blocks.take(need)
         if not is_decode:
             seq.blocks += need

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from heapq import heappop, heappush
 
 from penstock.policy.blocks import BlockManager
-from penstock.policy.schedulers.sequence import Cohort, Sequence
+from penstock.policy.schedulers.sequence import Batch, Sequence
 from penstock.policy.schedulers.settings import SchedulerSettings
 from penstock.policy.schedulers.vllm import VllmV1
 
@@ -54,15 +54,23 @@ class Priority(VllmV1):
     ) -> None:
         super().__init__(settings, blocks, num_stages)
         self.waiting: UrgencyQueue = UrgencyQueue()
+        self._outranked = False
 
     @property
     def accepting(self) -> bool:
         return True
 
-    def _pay_decodes(self) -> tuple[Cohort, list[Sequence]]:
+    def next_batch(self) -> Batch | None:
+        self._outranked = False
         if self.waiting:
             self._make_room(self.waiting[0])
-        return super()._pay_decodes()
+        return super().next_batch()
+
+    def steady_steps(self, batch: Batch) -> int:
+        # A better head that only the budget kept out may still come to need room.
+        if self._outranked and self.waiting:
+            return 1
+        return super().steady_steps(batch)
 
     def _running_order(self, sequences: list[Sequence]) -> list[Sequence]:
         return sorted(sequences, key=urgency)
@@ -82,4 +90,5 @@ class Priority(VllmV1):
                 if victim in group:
                     group.remove(victim)
             self._preempt(victim, cohort)
+        self._outranked = bool(running) and running[-1].priority > head.priority
         self._ready = cohort

@@ -44,6 +44,7 @@ class Sequence:
         arrival_s: float,
         prompt_tokens: int,
         output_tokens: int,
+        *,
         hashes: tuple[int, ...] = (),
         client: str = "",
         priority: int = 0,

@@ -35,7 +35,6 @@ class VllmV1(Scheduler):
         self._chunked = settings.enable_chunked_prefill
         self._longest_chunk = settings.long_prefill_token_threshold or self.max_tokens
         self._caching = settings.enable_prefix_caching
-        self._preempted_now = False
 
     def fits(self, seq: Sequence) -> bool:
         if not self._chunked and seq.prompt_tokens > self.max_tokens:
@@ -43,14 +42,12 @@ class VllmV1(Scheduler):
         return super().fits(seq)
 
     def next_batch(self) -> Batch | None:
-        before = len(self.preempted)
         cohort, prompts = self._pay_decodes()
         left = self.max_tokens - cohort.seqs
         prefill: list[tuple[Sequence, int]] = []
         admitted: list[Sequence] = []
         if prompts:
             left = self._continue(deque(prompts), cohort, prefill, left)
-        self._preempted_now = len(self.preempted) > before
         waiting = self.waiting
         if waiting and not self._preempted_now:
             while waiting and left > 0 and self.held < self.max_num_seqs:
@@ -66,7 +63,11 @@ class VllmV1(Scheduler):
         return self._batch(cohort, prefill, admitted)
 
     def steady_steps(self, batch: Batch) -> int:
-        return 1 if self._preempted_now else super().steady_steps(batch)
+        # Decodes evict idle pieces; a head that would have shared them then asks for less.
+        blocked = self._caching and self.waiting and self.held < self.max_num_seqs
+        if blocked and self.blocks.idle_blocks and self.waiting[0].hashes:
+            return 1
+        return super().steady_steps(batch)
 
     def _chunk(self, seq: Sequence, computed: int, left: int) -> int:
         """Prompt tokens of ``seq`` in this step; 0 when it has to wait."""

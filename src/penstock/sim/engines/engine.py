@@ -28,9 +28,9 @@ class EngineSim:
         spec: EngineSpec,
         scheduler: BatchScheduler,
         timers: SequenceOf[StepTimer],
+        *,
         recorder: EngineRecorder,
         log: EngineLog | None,
-        *,
         step_by_step: bool = False,
     ) -> None:
         self.index = index
@@ -164,8 +164,16 @@ class EngineSim:
         self.prefill_tokens += prefill_tokens
         self.decode_tokens += batch.seqs * steps
         if log is not None:
-            log.segment(
-                batch.cohort.track, steps, start, now, batch.seqs, batch.kv_tokens, prefill_tokens
+            log.segments.extend(
+                (
+                    batch.cohort.track,
+                    steps,
+                    start,
+                    now,
+                    batch.seqs,
+                    batch.kv_tokens,
+                    prefill_tokens,
+                )
             )
         completed, finished = scheduler.commit(batch, steps)
         for seq in completed:

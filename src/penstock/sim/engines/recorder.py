@@ -1,12 +1,14 @@
-"""What happened to requests and engines, in columns: some 300 bytes a request, nothing per token."""
+"""What happened to requests and engines, in columns: about 300 bytes a request, none per token."""
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable
+from dataclasses import dataclass
 from math import nan
 
 import numpy as np
+from numpy.typing import NDArray
 
 from penstock.measure.run import STATUS, RequestTable, Status
 from penstock.policy.schedulers.sequence import Stay
@@ -14,117 +16,132 @@ from penstock.spec.workload import Request
 
 CODE = {status: i for i, status in enumerate(STATUS)}
 QUEUED, RUNNING, FINISHED = CODE["queued"], CODE["running"], CODE["finished"]
+_ROWS = 4096
 
 
 class EngineRecorder:
-    """Rows in order of arrival. Columns are public: the event loop writes to them directly."""
+    """Rows in order of arrival. Columns are public: the event loop writes to them directly.
+
+    What is not known at arrival is laid out for many rows at once.
+    """
 
     def __init__(self, class_names: tuple[str, ...]) -> None:
         self._classes = {name: i for i, name in enumerate(class_names)}
+        self._rows = 0
+        self._laid_out = 0
         self.id = array("q")
         self.arrival = array("d")
+        self.prompt = array("i")
+        self.output = array("i")
+        self.class_index = array("h")
         self.admitted = array("d")
         self.first = array("d")
         self.last = array("d")
-        self.prompt = array("i")
-        self.output = array("i")
         self.generated = array("i")
         self.status = array("b")
         self.preemptions = array("i")
-        self.class_index = array("h")
         self.engine = array("i")
 
     def __len__(self) -> int:
-        return len(self.id)
+        return self._rows
 
     def arrive(self, request: Request, now: float) -> int:
         """Add a row; return its number."""
+        row = self._rows
+        if row == self._laid_out:
+            self._lay_out()
+        self._rows = row + 1
         self.id.append(request.id)
         self.arrival.append(now)
-        self.admitted.append(nan)
-        self.first.append(nan)
-        self.last.append(nan)
         self.prompt.append(request.prompt_tokens)
         self.output.append(request.output_tokens)
-        self.generated.append(0)
-        self.status.append(QUEUED)
-        self.preemptions.append(0)
-        self.class_index.append(self._classes.get(request.class_name, 0))
-        self.engine.append(-1)
-        return len(self.id) - 1
+        self.class_index.append(
+            self._classes.get(request.class_name, 0) if request.class_name else 0
+        )
+        return row
+
+    def _lay_out(self) -> None:
+        for times in (self.admitted, self.first, self.last):
+            times.extend(array("d", [nan]) * _ROWS)
+        self.generated.extend(array("i", [0]) * _ROWS)
+        self.preemptions.extend(array("i", [0]) * _ROWS)
+        self.engine.extend(array("i", [-1]) * _ROWS)
+        self.status.extend(array("b", [QUEUED]) * _ROWS)
+        self._laid_out += _ROWS
 
     def end(self, row: int, status: Status) -> None:
         self.status[row] = CODE[status]
 
-    def count(self, status: Status) -> int:
-        return self.status.count(CODE[status])
-
     def table(self) -> RequestTable:
+        n = self._rows
         return RequestTable(
             id=np.array(self.id, np.int64),
             arrival_s=np.array(self.arrival),
-            admitted_s=np.array(self.admitted),
-            first_token_s=np.array(self.first),
-            last_token_s=np.array(self.last),
+            admitted_s=np.array(self.admitted)[:n],
+            first_token_s=np.array(self.first)[:n],
+            last_token_s=np.array(self.last)[:n],
             prompt_tokens=np.array(self.prompt, np.int64),
             output_tokens=np.array(self.output, np.int64),
-            generated_tokens=np.array(self.generated, np.int64),
-            status=np.array(self.status, np.int8),
-            preemptions=np.array(self.preemptions, np.int32),
+            generated_tokens=np.array(self.generated, np.int64)[:n],
+            status=np.array(self.status, np.int8)[:n],
+            preemptions=np.array(self.preemptions, np.int32)[:n],
             class_index=np.array(self.class_index, np.int16),
-            route_index=np.array(self.engine, np.int32),
+            route_index=np.array(self.engine, np.int32)[:n],
         )
 
 
-class EngineLog:
-    """Segments and stays of one engine, from which token times are rebuilt.
+@dataclass(frozen=True)
+class Segments:
+    """What an engine ran, ``[s]`` each, in order of start.
 
     A segment is ``steps`` equal steps of one batch: ``seqs`` decodes of cohort ``track`` whose KV
     memory holds ``kv_tokens`` before the first step, and ``prefill_tokens`` prompt tokens.
     """
 
-    def __init__(self) -> None:
-        self.track = array("i")
-        self.steps = array("i")
-        self.start = array("d")
-        self.end = array("d")
-        self.seqs = array("i")
-        self.kv_tokens = array("q")
-        self.prefill_tokens = array("i")
-        self.stay_row = array("i")
-        self.stay_track = array("i")
-        self.stay_first = array("q")
-        self.stay_end = array("q")
-        self.first_rows = array("i")
-        self.first_times = array("d")
+    track: NDArray[np.int64]
+    steps: NDArray[np.int64]
+    start_s: NDArray[np.float64]
+    end_s: NDArray[np.float64]
+    seqs: NDArray[np.int64]
+    kv_tokens: NDArray[np.int64]
+    prefill_tokens: NDArray[np.int64]
 
-    def segment(
-        self,
-        track: int,
-        steps: int,
-        start: float,
-        end: float,
-        seqs: int,
-        kv_tokens: int,
-        prefill_tokens: int,
-    ) -> None:
-        self.track.append(track)
-        self.steps.append(steps)
-        self.start.append(start)
-        self.end.append(end)
-        self.seqs.append(seqs)
-        self.kv_tokens.append(kv_tokens)
-        self.prefill_tokens.append(prefill_tokens)
+
+class EngineLog:
+    """Segments and stays of one engine, from which token times are rebuilt."""
+
+    def __init__(self) -> None:
+        self.segments = array("d")
+        self.stay = array("q")
+        self.prompt_rows = array("i")
+        self.prompt_times = array("d")
 
     def stays(self, stays: Iterable[Stay]) -> None:
-        for row, track, first, end in stays:
-            if first < end:
-                self.stay_row.append(row)
-                self.stay_track.append(track)
-                self.stay_first.append(first)
-                self.stay_end.append(end)
+        extend = self.stay.extend
+        for stay in stays:
+            if stay[2] < stay[3]:
+                extend(stay)
 
     def prompt_token(self, row: int, now: float) -> None:
-        """A token that a completed prompt yields: the first, or the next after a preemption."""
-        self.first_rows.append(row)
-        self.first_times.append(now)
+        """The token that a prompt yields which was computed again after a preemption."""
+        self.prompt_rows.append(row)
+        self.prompt_times.append(now)
+
+    def segment_table(self) -> Segments:
+        table = np.frombuffer(self.segments).reshape(-1, 7) if self.segments else np.zeros((0, 7))
+        track, steps, start_s, end_s, seqs, kv_tokens, prefill_tokens = table.T
+        return Segments(
+            track.astype(np.int64),
+            steps.astype(np.int64),
+            start_s.copy(),
+            end_s.copy(),
+            seqs.astype(np.int64),
+            kv_tokens.astype(np.int64),
+            prefill_tokens.astype(np.int64),
+        )
+
+    def stay_table(self) -> NDArray[np.int64]:
+        """``[n, 4]``: row, track, first step, end."""
+        if not self.stay:
+            return np.zeros((0, 4), np.int64)
+        return np.array(self.stay, np.int64).reshape(-1, 4)

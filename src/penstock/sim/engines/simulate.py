@@ -14,7 +14,7 @@ import numpy as np
 from penstock import __version__
 from penstock.cost.steps import StepCostModel, stage_timers
 from penstock.errors import InputError
-from penstock.measure.run import NodeTotals, Run, TokenTimes
+from penstock.measure.run import NodeTotals, Run, Status, TokenTimes
 from penstock.plan.planner import Progress
 from penstock.policy.engine_routing import make_router
 from penstock.policy.schedulers import make_blocks, make_scheduler
@@ -22,7 +22,7 @@ from penstock.policy.schedulers.sequence import Sequence
 from penstock.sim.engines.engine import NANOSECOND, EngineSim
 from penstock.sim.engines.fleet import EngineFleet, EngineSpec
 from penstock.sim.engines.options import EngineOptions
-from penstock.sim.engines.recorder import EngineLog, EngineRecorder
+from penstock.sim.engines.recorder import CODE, EngineLog, EngineRecorder
 from penstock.sim.engines.source import Feed, Source, Stream
 from penstock.sim.engines.tokens import SpanTokenTimes
 from penstock.spec.workload import ClosedLoop, Request, Saturating, Workload
@@ -65,6 +65,8 @@ class _Simulation:
         self._engines = [self._engine(i, spec) for i, spec in enumerate(fleet.engines)]
         self._active = self._engines
         self._source = self._open_source()
+        self._feeds = isinstance(self._source, Feed)
+        self._single = len(self._engines) == 1
         self._heap: list[tuple[float, int, int]] = []
         self._stamp = [0] * len(self._engines)
         self._number = 0
@@ -90,15 +92,15 @@ class _Simulation:
             spec,
             scheduler,
             self._timers[index],
-            self._recorder,
-            self._logs[index] if self._logs else None,
+            recorder=self._recorder,
+            log=self._logs[index] if self._logs else None,
             step_by_step=self._options.step_by_step,
         )
 
     def _open_source(self) -> Source:
-        if isinstance(self._workload.arrivals, ClosedLoop | Saturating):
-            if not len(self._workload.trace):
-                return Feed(self._workload, self._options.seed, self._kv_use)
+        launched = isinstance(self._workload.arrivals, ClosedLoop | Saturating)
+        if launched and not len(self._workload.trace):
+            return Feed(self._workload, self._options.seed, self._kv_use)
         return Stream(self._workload.requests(self._options.seed))
 
     def _kv_use(self) -> float:
@@ -160,7 +162,7 @@ class _Simulation:
             request.arrival_s,
             request.prompt_tokens,
             request.output_tokens,
-            request.prefix_hashes,
+            hashes=request.prefix_hashes,
         )
         if self._classes:
             entry = self._classes.get(request.class_name)
@@ -193,11 +195,12 @@ class _Simulation:
         self._events += 1
         if not engine.idle and engine.ends_s <= now:
             ended, completed = engine.finish_batch()
-            for _ in range(completed):
-                self._source.prompt_completed(now, engine.num_waiting)
-            for _ in range(ended):
-                self._source.ended(now, engine.num_waiting)
-        arrival_s = self._source.next_s if len(self._engines) == 1 else inf
+            if self._feeds:
+                for _ in range(completed):
+                    self._source.prompt_completed(now, engine.num_waiting)
+                for _ in range(ended):
+                    self._source.ended(now, engine.num_waiting)
+        arrival_s = self._source.next_s if self._single else inf
         while engine.has_room and engine.start(now, arrival_s):
             pass
         if not engine.idle:
@@ -232,6 +235,10 @@ class _Simulation:
         else:
             tokens = TokenTimes(np.zeros(len(recorder) + 1, np.int64), np.zeros(0))
         engines = self._engines
+
+        def count(status: Status) -> int:
+            return int(np.count_nonzero(table.status == CODE[status]))
+
         return Run(
             name=f"{self._fleet.router}-{workload.name}",
             header={
@@ -270,11 +277,11 @@ class _Simulation:
             counters={
                 "events": self._events,
                 "requests": len(recorder),
-                "finished": recorder.count("finished"),
-                "dropped": recorder.count("dropped"),
-                "rejected": recorder.count("rejected"),
-                "failed": recorder.count("failed"),
-                "preemptions": sum(recorder.preemptions),
+                "finished": count("finished"),
+                "dropped": count("dropped"),
+                "rejected": count("rejected"),
+                "failed": count("failed"),
+                "preemptions": int(table.preemptions.sum()),
                 "batches": sum(engine.batches for engine in engines),
                 "prefix_queried_tokens": sum(e.scheduler.blocks.queried_tokens for e in engines),
                 "prefix_hit_tokens": sum(e.scheduler.blocks.hit_tokens for e in engines),

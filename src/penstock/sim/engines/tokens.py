@@ -30,11 +30,11 @@ class SpanTokenTimes(TokenTimes):
         object.__setattr__(self, "_timers", timers)
 
     @cached_property
-    def offsets(self) -> Ints:  # type: ignore[override]
+    def offsets(self) -> Ints:
         return self._expanded[0]
 
     @cached_property
-    def times_s(self) -> Floats:  # type: ignore[override]
+    def times_s(self) -> Floats:
         return self._expanded[1]
 
     @cached_property
@@ -48,20 +48,21 @@ class SpanTokenTimes(TokenTimes):
         row, at, count = [begun], [np.arange(len(begun))], [np.ones(len(begun), np.int64)]
         size = len(begun)
         for log, timer in zip(logs, timers, strict=True):
-            pool.append(np.array(log.first_times))
-            row.append(np.array(log.first_rows, np.int64))
-            at.append(size + np.arange(len(log.first_rows)))
-            count.append(np.ones(len(log.first_rows), np.int64))
-            size += len(log.first_rows)
-            steps_of, ends = _step_ends(log, timer)
-            base = size + np.concatenate([np.zeros(1, np.int64), np.cumsum(steps_of)])
-            begin = np.array(log.stay_first, np.int64)
-            row.append(np.array(log.stay_row, np.int64))
-            at.append(base[np.array(log.stay_track, np.int64)] + begin)
-            count.append(np.array(log.stay_end, np.int64) - begin)
+            pool.append(np.array(log.prompt_times))
+            row.append(np.array(log.prompt_rows, np.int64))
+            at.append(size + np.arange(len(log.prompt_rows)))
+            count.append(np.ones(len(log.prompt_rows), np.int64))
+            size += len(log.prompt_rows)
+            stays = log.stay_table()
+            steps_of, ends = _step_ends(log, timer, int(stays[:, 1].max(initial=0)) + 1)
+            base = size + np.cumsum(steps_of) - steps_of
+            row.append(stays[:, 0])
+            at.append(base[stays[:, 1]] + stays[:, 2])
+            count.append(stays[:, 3] - stays[:, 2])
             pool.append(ends)
             size += len(ends)
-        return _gather(len(first), *(np.concatenate(part) for part in (pool, row, at, count)))
+        pieces = (np.concatenate(row), np.concatenate(at), np.concatenate(count))
+        return _gather(len(first), np.concatenate(pool), *pieces)
 
 
 def _gather(requests: int, pool: Floats, row: Ints, at: Ints, count: Ints) -> tuple[Ints, Floats]:
@@ -76,25 +77,24 @@ def _gather(requests: int, pool: Floats, row: Ints, at: Ints, count: Ints) -> tu
     return offsets, pool[index]
 
 
-def _step_ends(log: EngineLog, timer: StepTimer) -> tuple[Ints, Floats]:
+def _step_ends(log: EngineLog, timer: StepTimer, tracks: int) -> tuple[Ints, Floats]:
     """(decode steps of each track, the ends of all of them, track after track)."""
-    seqs = np.array(log.seqs, np.int64)
-    decodes = np.flatnonzero(seqs)
-    if not len(decodes):
-        return np.zeros(1 + max(log.stay_track, default=0), np.int64), np.zeros(0)
-    track = np.array(log.track, np.int64)[decodes]
+    table = log.segment_table()
+    decodes = np.flatnonzero(table.seqs)
     # Segments of one track are in order of time already; a stable sort keeps that.
-    decodes = decodes[np.argsort(track, kind="stable")]
-    steps = np.array(log.steps, np.int64)[decodes]
-    ends = np.repeat(np.array(log.end)[decodes], steps)
+    decodes = decodes[np.argsort(table.track[decodes], kind="stable")]
+    steps = table.steps[decodes]
+    ends = np.repeat(table.end_s[decodes], steps)
     offsets = np.cumsum(steps) - steps
-    start, kv_tokens = log.start, log.kv_tokens
     for place in np.flatnonzero(steps > 1).tolist():
         segment = int(decodes[place])
         many, offset = int(steps[place]), int(offsets[place])
-        ends[offset : offset + many] = start[segment] + timer.decode_span_times_s(
-            int(seqs[segment]), kv_tokens[segment], many
+        times = timer.decode_span_times_s(
+            int(table.seqs[segment]), int(table.kv_tokens[segment]), many
         )
-    per_track = np.zeros(int(track.max()) + 1, np.int64)
-    np.add.at(per_track, np.array(log.track, np.int64)[decodes], steps)
+        # The last step ends where the segment does, whatever rounding says.
+        ends[offset : offset + many - 1] = table.start_s[segment] + times[:-1]
+    track = table.track[decodes]
+    per_track = np.zeros(max(tracks, int(track.max(initial=0)) + 1), np.int64)
+    np.add.at(per_track, track, steps)
     return per_track, ends
