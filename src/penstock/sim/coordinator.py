@@ -175,7 +175,7 @@ class CoordinatorState:
         for hop in item.hops:
             self._nodes[hop.engine].pool.give(item.context * hop.num_layers)
         self._release(item)
-        self._recorder.route(item.row, tuple(hop.engine for hop in item.hops))
+        self._recorder.took(item.row, tuple(hop.engine for hop in item.hops))
         self._end(item, "finished")
         self.retry()
 

@@ -135,7 +135,7 @@ class FaultInjector:
         if not usable:
             return 0.0, {}
         try:
-            problem = self._degraded(placement_problem(self._plan.cluster, self._cost))
+            problem = self._degraded(self._problem())
             index = self._plan.cluster.index
             pairs = [(index[a], index[b]) for a, b in map(self._leg_nodes, usable)]
             flow = max_flow(problem, self._placement(), legs=pairs)
@@ -144,6 +144,14 @@ class FaultInjector:
             home = left.coordinator
             return sum(f for leg, f in kept.items() if left.src[leg] == home), kept
         return flow.value, dict(zip(usable, flow.leg_flow.tolist(), strict=True))
+
+    def _problem(self) -> PlacementProblem:
+        plan, cost = self._plan, self._cost
+        over_full = any(
+            engine.num_layers > cost.max_layers(plan.cluster.node(engine.stages[0].node))
+            for engine in plan.engines
+        )
+        return placement_problem(plan.cluster, cost, over_full=over_full)
 
     def _degraded(self, problem: PlacementProblem) -> PlacementProblem:
         """The same problem with a type per node, slowed nodes and slowed links."""

@@ -73,7 +73,7 @@ class Recorder:
     def generated(self, row: int, tokens: int) -> None:
         self._generated[row] = tokens
 
-    def route(self, row: int, engines: tuple[int, ...]) -> None:
+    def took(self, row: int, engines: tuple[int, ...]) -> None:
         self._route[row] = self._routes.setdefault(engines, len(self._routes))
 
     def routes(self, names: tuple[str, ...]) -> tuple[tuple[str, ...], ...]:

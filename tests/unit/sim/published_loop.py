@@ -65,14 +65,18 @@ class PublishedLoop:
         self.feeder = None
         if w.trace:
             for request in w.trace:
-                self.at(self.start_s + request.arrival_s, self.new, request.prompt_tokens,
-                        request.output_tokens)
+                self.at(
+                    self.start_s + request.arrival_s,
+                    self.new,
+                    request.prompt_tokens,
+                    request.output_tokens,
+                )
             end = float("inf")
         else:
             assert isinstance(w.arrivals, ClosedLoop | Saturating)
             self.feeder = make_feeder(w.arrivals)
             for delay in self.feeder.start():
-                self.at(self.start_s + delay, self.launch)
+                self.at(self.start_s + delay, self.new, *w.lengths.sample(self.rng))
             end = self.until
         while self.heap and self.heap[0][0] <= end:
             self.now, _, fn, args = heappop(self.heap)
@@ -110,8 +114,9 @@ class PublishedLoop:
     def free_bandwidth(self, leg):
         a, b = self.links[leg].src, self.links[leg].dst
         free = self.link_free[leg]
-        rate = min(self.share[a] - (self.bandwidth[leg] - free), self.out_free[a], free,
-                   self.in_free[b])
+        rate = min(
+            self.share[a] - (self.bandwidth[leg] - free), self.out_free[a], free, self.in_free[b]
+        )
         return rate if rate > 10 else 0.0
 
     def start_transmission(self, v):
@@ -128,8 +133,9 @@ class PublishedLoop:
             if len(item.legs) == item.hop:
                 offered = self.topo.out[v]
                 if self.router.picks_free_legs:
-                    offered = [leg for leg in offered
-                               if leg not in taken and self.free_bandwidth(leg)]
+                    offered = [
+                        leg for leg in offered if leg not in taken and self.free_bandwidth(leg)
+                    ]
                     if not offered:
                         continue
                 leg = self.router.next_leg(v, offered, self.queued)
@@ -140,7 +146,7 @@ class PublishedLoop:
                     item.hops.append(self.topo.hop(leg))
             leg = item.legs[item.hop]
             rate = self.rate[leg] if self.whole else self.free_bandwidth(leg)
-            if leg in taken or self.sending[leg] and self.whole or not rate:
+            if leg in taken or (self.sending[leg] and self.whole) or not rate:
                 continue
             taken.add(leg)
             chosen.append((key, item, leg, rate))
