@@ -42,8 +42,7 @@ class SlotBatch:
 class SlotBatcher:
     """Forms the steps. Rows are the driver's names of requests.
 
-    ``held`` slots are taken, ``decoding`` of them by decodes; ``prompt_tokens`` of the others
-    are still to run.
+    ``held`` slots are taken, ``decoding`` of them by decodes.
     """
 
     def __init__(self, rules: SlotRules) -> None:
@@ -52,7 +51,6 @@ class SlotBatcher:
         self._prompts: deque[list[int]] = deque()
         self.held = 0
         self.decoding = 0
-        self.prompt_tokens = 0
 
     def add(self, row: int, prompt_tokens: int) -> None:
         self._waiting.append((row, prompt_tokens))
@@ -68,21 +66,20 @@ class SlotBatcher:
             row, tokens = self._waiting.popleft()
             self._prompts.append([row, tokens])
             self.held += 1
-            self.prompt_tokens += tokens
             admitted.append(row)
         return admitted
 
-    def next_batch(self, prefill_limit: int | None = None) -> SlotBatch | None:
-        """The next step, or None when there is nothing to run.
+    @property
+    def occupancy(self) -> float:
+        """Share of the slots that are taken."""
+        return self.held / self._rules.slots
 
-        ``prefill_limit`` lowers the prompt tokens of this step (slack-aware chunking).
-        """
+    def next_batch(self) -> SlotBatch | None:
+        """The next step, or None when there is nothing to run."""
         rules = self._rules
         room = rules.prefill_tokens
         if rules.batch_tokens is not None and rules.chunked:
             room = min(room, rules.batch_tokens - self.decoding)
-        if prefill_limit is not None:
-            room = min(room, prefill_limit)
         prefill = []
         for row, left in self._prompts:
             tokens = left if left <= room or rules.chunked else 0
@@ -106,7 +103,6 @@ class SlotBatcher:
             head = self._prompts[0]
             assert head[0] == row, "prompts run in order of admission"
             head[1] -= tokens
-            self.prompt_tokens -= tokens
             if head[1] == 0:
                 self._prompts.popleft()
                 self.decoding += 1

@@ -1,15 +1,17 @@
 """Penstock's own speculation: every draft token pays for the time it takes from all.
 
-Time is what the requests of a step share. A step of t seconds costs request i t / TPOT_i tokens
-of its schedule; each token it gains pays one back. With weights w_i that say how much a token of
-schedule matters now, a step is worth
+Time is what the requests of a step share. With weights w_i that say how much a token of request
+i matters now, a step of t seconds is worth
 
-    sum_i w_i gain_i - L t          L = sum_i w_i / TPOT_i
+    sum_i w_i gain_i - price * t
 
-and depth, nodes and the requests that take part are chosen to maximise that. The weights are the
-feedback: they rise as a request runs out of lead, so that depth and budget follow the load, a
-request far ahead sits steps out, and one that can no longer make its limit stops costing others
-theirs. Path probabilities are corrected by observed acceptance first.
+and depth, nodes and the requests that take part are chosen to maximise that. The price of a
+second is what it can yield elsewhere: the best weighted tokens per second of any depth
+(Dinkelbach's ratio), or, where that is more, what the schedules of all requests lose in it,
+sum_i w_i / TPOT_i. The weights are the feedback: a request's weight rises as it runs out of lead,
+so that depth and budget follow the load and a request far ahead sits steps out; when the slots
+fill up everyone's tokens count, as only finished requests make room. Path probabilities are
+corrected by observed acceptance first.
 """
 
 from __future__ import annotations
@@ -29,12 +31,12 @@ from penstock.policy.speculation.trees import CandidateTrees, Floats, Ints, Mask
 class ControllerSettings:
     """``latency`` is the engine's profile.
 
-    max_depth, max_width, draft_tokens   bounds of the draft; width = draft_tokens / requests
-    lead_tokens, lead_scale              lead at which the weight is half way, and how steep
-    floor                                weight of a token for a request far ahead, or lost
-    lost_scale                           how sharply a request counts as lost
-    best_effort_tpot_s                   what stands in for the limit of best effort
-    prefill_step_s                       most that prompts may add to a step, in seconds
+    max_depth, max_width, draft_tokens  bounds of the draft; width = draft_tokens / requests
+    lead_tokens, lead_scale             lead at which the weight is half way, and how steep
+    floor                               weight of a token of a request far ahead
+    crowded                             share of taken slots from which the floor rises to 1
+    best_effort_tpot_s                  what stands in for the limit of best effort
+    calibrate, skip                     use observed acceptance; let requests sit steps out
     """
 
     latency: StepLatency
@@ -44,141 +46,126 @@ class ControllerSettings:
     lead_tokens: float = 8.0
     lead_scale: float = 4.0
     floor: float = 0.1
-    lost_scale: float = 0.05
+    crowded: float = 0.7
     best_effort_tpot_s: float = 1.0
-    prefill_step_s: float = 0.1
-    min_prefill_tokens: int = 128
     calibrate: bool = True
     skip: bool = True
 
 
 class PricedSpeculator:
-    """The controller of the module's head."""
-
-    MEMORY = 0.98
+    """The controller of the module's head. ``weights`` and ``price`` are open to inspection."""
 
     def __init__(self, settings: ControllerSettings) -> None:
         self._settings = settings
         self._calibration = AcceptanceCalibration()
-        self._survival = np.zeros((0, settings.max_depth))
+        self._survival = Survival(settings.max_depth)
         self._calibrated: CandidateTrees | None = None
-        self._tokens = 64.0
-        self._fastest = 0.0
-
-    # -- weights ------------------------------------------------------------------------------
-
-    def _tpot(self, view: DecodeView) -> Floats:
-        return np.where(np.isinf(view.tpot_s), self._settings.best_effort_tpot_s, view.tpot_s)
+        self._price = 0.0
 
     def weights(self, view: DecodeView) -> Floats:
-        """``[n]``, between ``floor`` and 1."""
+        """Worth of a token of each request ``[n]``, between ``floor`` and 1."""
         settings = self._settings
-        tpot = self._tpot(view)
-        lead = view.tokens - view.decode_s / tpot
+        lead = view.tokens - view.decode_s / self._tpot(view)
         urgent = _sigmoid((settings.lead_tokens - lead) / settings.lead_scale)
-        # Share of each remaining token's time that catching up would have to save.
-        needed = -lead / view.most_tokens
-        possible = 1.0 - self._fastest / tpot
-        alive = _sigmoid((possible - needed) / settings.lost_scale)
-        weight: Floats = settings.floor + (1.0 - settings.floor) * urgent * alive
+        crowd = max(0.0, view.occupancy - settings.crowded) / (1.0 - settings.crowded)
+        floor = settings.floor + (1.0 - settings.floor) * min(1.0, crowd)
+        weight: Floats = floor + (1.0 - floor) * urgent
         return weight
-
-    def prefill_limit(self, view: DecodeView, prompt_tokens: int) -> int | None:
-        settings = self._settings
-        slope = settings.latency.verify.marginal_s(512)
-        return max(settings.min_prefill_tokens, int(settings.prefill_step_s / slope))
-
-    # -- depth --------------------------------------------------------------------------------
 
     def plan(self, view: DecodeView) -> DraftPlan:
         settings = self._settings
+        latency = settings.latency
+        n = view.requests
         weight = self.weights(view)
-        rate = float((weight / self._tpot(view)).sum())
-        price = rate * settings.latency.verify.marginal_s(self._tokens + view.prefill_tokens)
-        self._grow(int(view.kind.max()) + 1)
-        width = max(1, min(settings.max_width, settings.draft_tokens // view.requests))
-        worth = weight[:, None] * self._survival[view.kind]
+        survival = weight[:, None] * self._survival.of(view.kind)
+        depths = np.arange(settings.max_depth + 1)
+        tokens = view.prefill_tokens + n * (1 + depths)
+        seconds = latency.overhead_s + depths * latency.draft_pass_s + _target_s(latency, tokens)
+        value = weight.sum() + np.concatenate([[0.0], np.cumsum(survival.sum(axis=0))])
+        best = float((value / seconds).max())
+        self._price = price = max(best, float((weight / self._tpot(view)).sum()))
+        node = price * latency.verify.marginal_s(float(tokens[(value / seconds).argmax()]))
         joins: Mask | None = None
         if settings.skip:
-            joins = weight >= price
+            joins = weight >= node
             if not joins.any():
                 joins = weight >= weight.max()
-            worth = worth[joins]
-        layer = np.maximum(0.0, worth - price).sum(axis=0) - rate * settings.latency.draft_pass_s
-        total = np.concatenate([[0.0], np.cumsum(layer)])
-        return DraftPlan(int(total.argmax()), width, None, joins)
-
-    # -- nodes --------------------------------------------------------------------------------
+            survival = survival[joins]
+            n = len(survival)
+        layer = np.maximum(0.0, survival - node).sum(axis=0) - price * latency.draft_pass_s
+        depth = int(np.concatenate([[0.0], np.cumsum(layer)]).argmax())
+        width = max(1, min(settings.max_width, settings.draft_tokens // n))
+        return DraftPlan(depth, width, joins)
 
     def choose(self, view: DecodeView, trees: CandidateTrees) -> Selection:
-        settings = self._settings
-        n = view.requests
-        if settings.calibrate:
+        if self._settings.calibrate:
             trees = self._calibration.apply(trees, view.kind)
         self._calibrated = trees
         value = trees.path_probability
-        if not value.size:
-            self._note(n)
-            return Selection(np.zeros_like(value, dtype=bool), np.zeros(n, np.int64), np.ones(n))
-        weight = self.weights(view)
-        rate = float((weight / self._tpot(view)).sum())
-        worth = (weight[:, None] * value).ravel()
+        worth = (self.weights(view)[:, None] * value).ravel()
         order = np.argsort(-worth, kind="stable")
-        base = view.prefill_tokens + n
-        table = settings.latency.verify
-        counts = np.arange(len(order) + 1)
-        seconds = _interpolate(table.tokens, table.seconds, base + counts)
-        profit = np.concatenate([[0.0], np.cumsum(worth[order])]) - rate * seconds
-        most = int(profit.argmax())
+        tokens = view.prefill_tokens + view.requests + np.arange(len(order) + 1)
+        profit = np.concatenate([[0.0], np.cumsum(worth[order])])
+        profit -= self._price * _target_s(self._settings.latency, tokens)
         chosen = np.zeros(len(order), bool)
-        chosen[order[:most]] = True
+        chosen[order[: int(profit.argmax())]] = True
         selected = chosen.reshape(value.shape) & (value > 0)
-        self._note(n + most)
-        return Selection(
-            selected, np.zeros(n, np.int64), 1.0 + np.where(selected, value, 0.0).sum(axis=1)
-        )
-
-    # -- learning -----------------------------------------------------------------------------
+        gain = 1.0 + np.where(selected, value, 0.0).sum(axis=1)
+        return Selection(selected, np.zeros(view.requests, np.int64), gain)
 
     def observe(
         self, view: DecodeView, trees: CandidateTrees, selection: Selection, path: Ints
     ) -> None:
-        settings = self._settings
         if trees.depth == 0 or self._calibrated is None:
             return
-        if settings.calibrate:
+        if self._settings.calibrate:
             self._calibration.observe(trees, selection, path, view.kind)
-        value = self._calibrated.path_probability.reshape(len(path), trees.depth, trees.width)
-        best = value.max(axis=2)
-        kinds = len(self._survival)
-        count = np.bincount(view.kind, minlength=kinds)
-        for kind in np.nonzero(count)[0]:
-            seen = best[view.kind == kind].mean(axis=0)
-            keep = self.MEMORY ** count[kind]
-            row = self._survival[kind]
-            row[: trees.depth] = keep * row[: trees.depth] + (1 - keep) * seen
-        self._extend(trees.depth)
+        self._survival.observe(self._calibrated, view.kind)
 
-    def _extend(self, depth: int) -> None:
-        """Layers that were not drafted lately follow the last ratio."""
-        table = self._survival
-        if depth >= table.shape[1]:
+    def _tpot(self, view: DecodeView) -> Floats:
+        return np.where(np.isinf(view.tpot_s), self._settings.best_effort_tpot_s, view.tpot_s)
+
+
+class Survival:
+    """Path probability of the best candidate of each layer, by class: what a layer promises."""
+
+    FIRST_GUESS = 0.8
+    MEMORY = 0.98
+
+    def __init__(self, depth: int) -> None:
+        self._guess = self.FIRST_GUESS ** np.arange(1, depth + 1)
+        self._table = np.zeros((0, depth))
+
+    def of(self, kind: Ints) -> Floats:
+        """``[n, depth]`` for requests of classes ``kind`` ``[n]``."""
+        self._grow(int(kind.max()) + 1)
+        rows: Floats = self._table[kind]
+        return rows
+
+    def observe(self, trees: CandidateTrees, kind: Ints) -> None:
+        self._grow(int(kind.max()) + 1)
+        depth = trees.depth
+        best = trees.path_probability.reshape(len(kind), depth, trees.width).max(axis=2)
+        for number in np.unique(kind):
+            seen = best[kind == number]
+            keep = self.MEMORY ** len(seen)
+            row = self._table[number]
+            row[:depth] = keep * row[:depth] + (1 - keep) * seen.mean(axis=0)
+            self._extend(row, depth)
+
+    @staticmethod
+    def _extend(row: Floats, depth: int) -> None:
+        """Layers that were not drafted follow the ratio of the last two that were."""
+        if depth >= len(row):
             return
-        last = table[:, depth - 1]
-        before = table[:, depth - 2] if depth > 1 else np.ones(len(table))
-        ratio = np.clip(last / np.maximum(before, 1e-9), 0.0, 1.0)
-        for layer in range(depth, table.shape[1]):
-            last = last * ratio
-            table[:, layer] = last
+        before = row[depth - 2] if depth > 1 else 1.0
+        ratio = min(1.0, row[depth - 1] / max(before, 1e-9))
+        row[depth:] = row[depth - 1] * ratio ** np.arange(1, len(row) - depth + 1)
 
     def _grow(self, kinds: int) -> None:
-        missing = kinds - len(self._survival)
+        missing = kinds - len(self._table)
         if missing > 0:
-            guess = 0.8 ** np.arange(1, self._settings.max_depth + 1)
-            self._survival = np.concatenate([self._survival, np.tile(guess, (missing, 1))])
-
-    def _note(self, tokens: int) -> None:
-        self._tokens += 0.1 * (tokens - self._tokens)
+            self._table = np.concatenate([self._table, np.tile(self._guess, (missing, 1))])
 
 
 def _sigmoid(x: Floats) -> Floats:
@@ -186,7 +173,10 @@ def _sigmoid(x: Floats) -> Floats:
     return value
 
 
-def _interpolate(tokens: tuple[float, ...], seconds: tuple[float, ...], at: Ints) -> Floats:
-    slope = (seconds[-1] - seconds[-2]) / (tokens[-1] - tokens[-2])
-    inside: Floats = np.interp(at, tokens, seconds)
-    return inside + slope * np.maximum(0, at - tokens[-1])
+def _target_s(latency: StepLatency, tokens: Ints) -> Floats:
+    """The verification table at many token counts at once."""
+    table = latency.verify
+    slope = table.marginal_s(table.tokens[-1])
+    inside: Floats = np.interp(tokens, table.tokens, table.seconds)
+    beyond: Floats = slope * np.maximum(0.0, tokens - table.tokens[-1])
+    return inside + beyond

@@ -64,6 +64,3 @@ class StepLatency:
 
     def target_s(self, tokens: float) -> float:
         return self.verify.at(tokens) + self.overhead_s
-
-    def step_s(self, passes: int, tokens: float) -> float:
-        return self.draft_s(passes) + self.target_s(tokens)

@@ -144,7 +144,8 @@ def _needed(value: Floats, target: Floats) -> Ints:
     gain = np.cumsum(value, axis=1) + 1.0
     # Sums of probabilities may miss a target they equal by one rounding.
     short = np.concatenate([np.ones((len(value), 1)), gain], axis=1) < target[:, None] - 1e-12
-    return np.count_nonzero(short, axis=1)
+    count: Ints = np.count_nonzero(short, axis=1)
+    return count
 
 
 def _ration(need: Ints, required: Floats, budget: int, *, ascending: bool) -> Ints:

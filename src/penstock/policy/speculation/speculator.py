@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -30,6 +30,7 @@ class DecodeView:
     most_tokens     tokens it may still generate (its generation limit)
     kind            index of its class, for what is learned by class
     prefill_tokens  prompt tokens that share the coming step
+    occupancy       share of the engine's slots that are taken
     """
 
     decode_s: Floats
@@ -39,6 +40,7 @@ class DecodeView:
     most_tokens: Ints
     kind: Ints
     prefill_tokens: int = 0
+    occupancy: float = 0.0
 
     @property
     def requests(self) -> int:
@@ -49,13 +51,11 @@ class DecodeView:
 class DraftPlan:
     """``depth`` draft passes of ``width`` nodes a request.
 
-    ``depth_of`` ``[n]`` limits single requests; ``joins`` ``[n]`` says who takes part in the
-    step at all. None = everybody, in full.
+    ``joins`` ``[n]`` says who takes part in the step at all; None = everybody.
     """
 
     depth: int
     width: int
-    depth_of: Ints | None = None
     joins: Mask | None = None
 
 
@@ -64,10 +64,6 @@ class Speculator(Protocol):
 
     ``choose`` and ``observe`` get the view of the requests that join the step.
     """
-
-    def prefill_limit(self, view: DecodeView, prompt_tokens: int) -> int | None:
-        """Most prompt tokens of the coming step, of ``prompt_tokens`` admitted; None = any."""
-        ...
 
     def plan(self, view: DecodeView) -> DraftPlan: ...
 
@@ -85,9 +81,6 @@ class ChainSpeculator:
 
     def __init__(self, length: int) -> None:
         self._plan = DraftPlan(length, 1)
-
-    def prefill_limit(self, view: DecodeView, prompt_tokens: int) -> int | None:
-        return None
 
     def plan(self, view: DecodeView) -> DraftPlan:
         return self._plan
@@ -112,7 +105,7 @@ class AdaServeSettings:
     verify_budget: int
     draft_estimate_s: float
     verify_estimate: LatencyTable
-    rules: SelectionRules = SelectionRules()
+    rules: SelectionRules = field(default_factory=SelectionRules)
 
 
 class AdaServeSpeculator:
@@ -123,9 +116,6 @@ class AdaServeSpeculator:
         self._step_s = settings.draft_estimate_s + settings.verify_estimate.at(
             settings.verify_budget
         )
-
-    def prefill_limit(self, view: DecodeView, prompt_tokens: int) -> int | None:
-        return None
 
     def plan(self, view: DecodeView) -> DraftPlan:
         shape = self._settings.shape

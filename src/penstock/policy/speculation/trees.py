@@ -128,12 +128,3 @@ def no_trees(requests: int) -> CandidateTrees:
     """Trees without nodes: plain decoding."""
     empty = np.zeros((requests, 0))
     return CandidateTrees(0, 1, empty.astype(np.int64), empty, empty.astype(np.int64))
-
-
-def limit_depth(trees: CandidateTrees, depth_of: Ints) -> CandidateTrees:
-    """Return ``trees`` without the nodes below ``depth_of`` ``[n]`` layers of each request."""
-    layer = np.arange(trees.depth * trees.width) // trees.width
-    kept = layer[None, :] < depth_of[:, None]
-    return CandidateTrees(
-        trees.depth, trees.width, trees.parent, np.where(kept, trees.log_path, -np.inf), trees.token
-    )

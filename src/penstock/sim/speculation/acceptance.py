@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Protocol
 
@@ -112,14 +113,14 @@ def measured_acceptance(curve: Sequence[float], concentration: float = 1.0) -> B
     the model has exactly these expected shares; ``concentration`` shapes trees alone.
     """
     shares = [1.0, *curve]
-    if len(shares) < 2 or any(not 0 < b <= a for a, b in zip(shares, shares[1:], strict=False)):
+    if len(shares) < 2 or any(not 0 < b <= a for a, b in pairwise(shares)):
         raise SpecError(
             "must fall from at most 1 and stay positive",
             key="acceptance.curve",
             value=tuple(curve),
             fix="give the share of steps that accept position 1, 2, ...",
         )
-    steps = [b / a for a, b in zip(shares, shares[1:], strict=False)]
+    steps = [b / a for a, b in pairwise(shares)]
     mean = min(steps[0], 1 - 1e-3)
     return BetaAcceptance(mean, concentration, depth_factors=tuple(step / mean for step in steps))
 

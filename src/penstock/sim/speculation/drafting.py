@@ -12,7 +12,6 @@ from penstock.policy.speculation.trees import (
     CandidateTrees,
     Ints,
     chain_trees,
-    limit_depth,
     no_trees,
 )
 from penstock.sim.speculation.acceptance import (
@@ -46,11 +45,9 @@ def draft(
     n = len(means)
     if plan.depth == 0:
         return Draft(no_trees(n), np.zeros((n, 1, CHILDREN)))
-    drawn = _chain(model, means, plan.depth, rng) if plan.width == 1 else None
-    drawn = drawn or _beam(model, means, plan, rng)
-    if plan.depth_of is not None:
-        return Draft(limit_depth(drawn.trees, plan.depth_of), drawn.target)
-    return drawn
+    if plan.width == 1:
+        return _chain(model, means, plan.depth, rng)
+    return _beam(model, means, plan, rng)
 
 
 def _chain(model: AcceptanceModel, means: Floats, depth: int, rng: np.random.Generator) -> Draft:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf
+
 import numpy as np
 
 from penstock.measure.run import STATUS, RequestTable, Run
@@ -89,7 +90,7 @@ def simulate_speculation(
     now = 0.0
     while True:
         state.arrive(now)
-        batch = state.next_batch(speculator, now)
+        batch = state.batcher.next_batch()
         if batch is None:
             if state.arrived == len(requests):
                 break
@@ -180,15 +181,8 @@ class _State:
             np.maximum(1, self.engine.max_output_tokens - tokens),
             self.kind[rows],
             prefill_tokens,
+            self.batcher.occupancy,
         )
-
-    def next_batch(self, speculator: Speculator, now: float) -> SlotBatch | None:
-        limit = None
-        if self.batcher.prompt_tokens and len(self.active):
-            limit = speculator.prefill_limit(
-                self.view(self.active, now), self.batcher.prompt_tokens
-            )
-        return self.batcher.next_batch(limit)
 
     def step(self, batch: SlotBatch, speculator: Speculator, now: float) -> float:
         """Run one step; return when it ends."""
