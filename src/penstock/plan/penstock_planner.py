@@ -103,6 +103,8 @@ class PenstockPlanner:
     def _climb(
         self, state: _State, run_jobs: RunJobs, options: PlannerOptions, deadline: Deadline
     ) -> None:
+        if state.value <= 0 and (split := _split(state.fleet, state.problem.model.name)):
+            raise split
         climb = Climb(state.fleet, state.intervals, state.value, state.bound.value, options.seed)
         try:
             for number, value in enumerate(climb.rounds(run_jobs, CLIMB_ROUNDS, deadline), 1):
@@ -258,18 +260,24 @@ def _unused(state: _State, made: Candidate, options: PlannerOptions) -> list[Unu
     return idle
 
 
-def _no_chain(problem: PlacementProblem) -> Infeasible:
-    fleet = Fleet.of(problem)
-    component = fleet.components(np.nextafter(0.0, 1.0))
-    held = np.bincount(component, weights=fleet.max_layers)
+def _split(fleet: Fleet, model: str) -> Infeasible | None:
+    """The reason when no group of linked nodes can hold the model, however they are placed."""
+    held = np.bincount(fleet.components(np.nextafter(0.0, 1.0)), weights=fleet.max_layers)
     largest = int(held.max())
-    if largest < problem.num_layers:
-        return Infeasible(
-            f"no group of linked nodes holds all {problem.num_layers} layers of "
-            f"{problem.model.name}: the largest group holds {largest}",
-            binding="links",
-            fix="join the groups by a link, or add nodes to the largest one",
-        )
+    if largest >= fleet.num_layers:
+        return None
+    return Infeasible(
+        f"no group of linked nodes holds all {fleet.num_layers} layers of {model}: "
+        f"the largest group holds {largest}",
+        binding="links",
+        fix="join the groups by a link, or add nodes to the largest one",
+    )
+
+
+def _no_chain(problem: PlacementProblem) -> Infeasible:
+    split = _split(Fleet.of(problem), problem.model.name)
+    if split is not None:
+        return split
     return Infeasible(
         "no chain of links from the coordinator through all layers and back was found",
         binding="links",

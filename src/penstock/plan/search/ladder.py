@@ -203,12 +203,14 @@ class Routes:
         flow = cheapest_flow(self.problem, placement, demand, self._price(rung))
         return self._without_idle(self.problem, placement, flow, rung, least=1e-9)
 
-    def serving(self, placement: Placement, demand: float, rung: Rung) -> Candidate | None:
-        """Carry ``demand`` so that KV memory fills evenly, then over few hops and near links.
+    def serving(
+        self, placement: Placement, demand: float, rung: Rung, *, balanced: bool = True
+    ) -> Candidate | None:
+        """Carry ``demand`` over few hops and near links; ``balanced``: fill KV memory evenly first.
 
         Legs that the router would leave out as too weak are dropped, at up to 2 % of the flow.
         """
-        limited = self._balanced(placement, demand)
+        limited = self._balanced(placement, demand) if balanced else self.problem
         price = self._price(rung)
         flow = cheapest_flow(limited, placement, demand, price)
         if flow.value <= 0:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
+import numpy as np
+
 from penstock.plan.fleet import Fleet
 from penstock.plan.placement import PlacementProblem
 from penstock.plan.plan import Plan
@@ -37,12 +39,13 @@ _MOST_UNHURRIED = 30
 _REFINED = 2
 """Best candidates around which the ladder is refined."""
 _PER_REFINEMENT = 6
-_FINALISTS = 6
+_FINALISTS = 12
 _SAME_RUNG = 2
 _MOST_BLOCK_NODES = 150
 _SHALLOW_SHARES = (0.55, 0.65, 0.74, 0.82, 0.9)
 _SHALLOW_MEMORY = (0.0, 0.3, 0.4)
 _SHALLOW_SEEDS = 2
+_FEW_CLASSES = 4
 
 MakePlan = Callable[[Candidate], Plan]
 
@@ -122,12 +125,14 @@ class Serving:
         if planner is None:
             return
         tokens = kv_tokens(self.problem, self.fleet)
+        # With many classes a program takes seconds, and annealing does as well.
+        many = len(self.fleet.class_node) > _FEW_CLASSES
         for share in _SHALLOW_SHARES:
-            for memory in _SHALLOW_MEMORY:
+            for memory in _SHALLOW_MEMORY[-1:] if many else _SHALLOW_MEMORY:
                 rung = Rung(share, 0.1, 1.0, memory)
                 demand = share * self.largest
                 limited = with_memory(self.fleet, tokens, rung, demand)
-                for number in range(_SHALLOW_SEEDS):
+                for number in range(1 if many else _SHALLOW_SEEDS):
                     seed = hash_free(self.seed, number)
                     for intervals in planner.shallow(demand, limited.capacity, seed):
                         placement = self.fleet.placement(intervals, self.problem.num_nodes)
@@ -158,21 +163,23 @@ class Serving:
             for found, (_, rung) in zip(run_jobs([job for job, _ in batch]), batch, strict=True):
                 self.tried += 1
                 placement = self.fleet.placement(found.cheapest, self.problem.num_nodes)
-                self._keep(self._routes.serving(placement, found.demand, rung))
+                for balanced in (True, False):
+                    made = self._routes.serving(placement, found.demand, rung, balanced=balanced)
+                    self._keep(made)
             share = (first + len(batch)) / len(jobs)
             self._say(f"{self.tried} candidates", begin + (end - begin) * share)
 
     def _keep(self, made: Candidate | None) -> None:
-        if made is None or made.placement.intervals in self.seen:
+        if made is None or _key(made) in self.seen:
             return
         estimate = self._surrogate.decode_tokens_per_s(made.placement, made.flow)
-        self.seen[made.placement.intervals] = Scored(made, estimate)
+        self.seen[_key(made)] = Scored(made, estimate)
 
     def _measure(self, most: int) -> None:
         """Have the evaluator take a quick look at the best candidates not looked at yet."""
         if self.evaluate is None or (self.deadline.passed and self.measured):
             return
-        done = {scored.candidate.placement.intervals for scored in self.measured}
+        done = {_key(scored.candidate) for scored in self.measured}
         fresh = [s for key, s in self.seen.items() if key not in done]
         fresh.sort(key=lambda scored: -scored.estimate)
         chosen = _varied(fresh, most)
@@ -203,6 +210,12 @@ class Serving:
         self.progress(Progress(message, fraction, None if best is None else best.value))
 
 
+def _key(made: Candidate) -> tuple[object, ...]:
+    """Where the layers are and how the flow is split, to a thousandth of the whole."""
+    shares = np.rint(1000 * made.flow.leg_flow / made.flow.value).astype(np.int64)
+    return (made.placement.intervals, made.flow.legs.tobytes(), shares.tobytes())
+
+
 def _varied(ranked: Sequence[Scored], most: int) -> list[Scored]:
     """The best ``most``, but no more than a few of one setting."""
     taken: dict[Rung, int] = {}
@@ -221,7 +234,7 @@ def _measurable(num_nodes: int) -> int:
 
 
 def _finalists(num_nodes: int) -> int:
-    return max(1, min(_FINALISTS, 300 // num_nodes))
+    return max(1, min(_FINALISTS, 290 // num_nodes))
 
 
 def hash_free(*parts: int) -> int:
