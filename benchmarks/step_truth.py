@@ -54,7 +54,6 @@ def score(point: Deployment, coefficients: StepCoefficients) -> Score | None:
     if tpot_s is None:
         return None
     cost = StepRoofline(point.model, engine=point.engine, coefficients=coefficients)
-    host = coefficients.engines[point.engine]
     output = point.mean_output_tokens
     rounds = point.concurrency * point.mean_input_tokens
     seconds = WAVES * (tpot_s * output + 2e-6 * rounds) + 1.0
@@ -78,7 +77,7 @@ def score(point: Deployment, coefficients: StepCoefficients) -> Score | None:
     ttft_s = table.first_token_s[done] - table.arrival_s[done]
     e2e_s = table.last_token_s[done] - table.arrival_s[done]
     tokens = table.output_tokens[done]
-    request_s = host.request_s + host.prompt_token_s * point.mean_input_tokens
+    request_s = cost.request_s(point.mean_input_tokens)
     ttft = float(ttft_s.mean()) + request_s
     tpot = float(((e2e_s - ttft_s) / np.maximum(1, tokens - 1)).mean())
     measured_e2e_s = point.ttft_s + point.tpot_s * (output - 1)

@@ -13,6 +13,7 @@ fit evaluates whole tables with the very functions that later price a step.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 from typing import TypeVar
 
 import numpy as np
@@ -264,7 +265,7 @@ def _attention(model: ModelSpec, split: int) -> tuple[Attention, list[Product]]:
             latent=True,
         )
         return attention, products
-    kv_heads = max(1.0, model.num_key_value_heads / split)
+    kv_heads = float(ceil(model.num_key_value_heads / split))
     head = model.head_dim
     products = [
         Product((heads + 2 * kv_heads) * head, hidden, dtype),

@@ -15,7 +15,6 @@ from pathlib import Path
 import yaml
 
 from penstock.spec.hardware import Accelerator, Interconnect
-from penstock.spec.names import normalise
 
 BUNDLED = Path(__file__).with_name("step_coefficients.yaml")
 
@@ -53,14 +52,14 @@ class ExpertShare:
     """Routed experts.
 
     compute      share of the peak by weight format
-    memory       share of the bandwidth reading touched experts
+    memory       share of the bandwidth reading touched experts, by weight format
     kernel_s     floor of routing, both products and the sum
     route_s      per token
     padding      rows every touched expert wastes
     """
 
     compute: Mapping[str, float]
-    memory: float
+    memory: Mapping[str, float]
     kernel_s: float
     route_s: float
     padding: float
@@ -174,14 +173,15 @@ class StepCoefficients:
     notes: tuple[str, ...]
 
     def chip(self, accelerator: Accelerator) -> Chip | None:
-        """What is known of ``accelerator``: by its own name, else by the family it starts with."""
-        name = normalise(accelerator.name)
-        found = max(
-            (known for known in self.chips if name.startswith(normalise(known))),
-            key=len,
-            default=None,
-        )
-        return None if found is None else self.chips[found]
+        """What is known of ``accelerator``: by its name, else the family it begins with
+        (``A100-40GB`` is an ``A100``)."""
+        name = accelerator.name.upper().replace("_", "-")
+        families = {family.upper(): chip for family, chip in self.chips.items()}
+        while name:
+            if name in families:
+                return families[name]
+            name = name.rpartition("-")[0]
+        return None
 
     def architecture(self, chip: Chip | None) -> Architecture:
         return self.other if chip is None else self.architectures[chip.architecture]

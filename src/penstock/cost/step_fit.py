@@ -394,11 +394,14 @@ def fit_experts(label: str, folder: Path, gpus: Sequence[str]) -> tuple[ExpertSh
     widths = np.array([weight_bytes(row["format"]) for row in rows])
     index = np.array([formats.index(row["format"]) for row in rows])
 
+    count = len(formats)
+
     def seconds(x: Sequence[float]) -> Array:
-        kernel_s, memory, route_s, padding = x[:4]
+        kernel_s, route_s, padding = x[:3]
+        compute, memory = np.array(x[3 : 3 + count])[index], np.array(x[3 + count :])[index]
         rates = ExpertRates(
             kernel_s=kernel_s,
-            s_per_flop=cast(Any, 1.0 / (peak * np.array(x[4:])[index])),
+            s_per_flop=cast(Any, 1.0 / (peak * compute)),
             s_per_byte=cast(Any, 1.0 / (bandwidth * memory)),
             weight_bytes=cast(Any, widths),
             route_s_per_token=route_s,
@@ -415,11 +418,18 @@ def fit_experts(label: str, folder: Path, gpus: Sequence[str]) -> tuple[ExpertSh
             matrices=3,
         )
 
-    start = [3e-5, 0.8, 3e-8, 16.0, *(0.4 for _ in formats)]
-    upper = [3e-4, 1.0, 1e-6, 128.0, *(1.0 for _ in formats)]
+    start = [3e-5, 3e-8, 16.0, *[0.4] * count, *[0.8] * count]
+    upper = [3e-4, 1e-6, 128.0, *[1.0] * 2 * count]
     measured_s = column(rows, "time_ms") / 1e3
     x, fit = solve(f"experts {label}", seconds, measured_s, start=start, upper=upper)
-    return ExpertShare(dict(zip(formats, x[4:], strict=True)), x[1], x[0], x[2], x[3]), [fit]
+    share = ExpertShare(
+        compute=dict(zip(formats, x[3 : 3 + count], strict=True)),
+        memory=dict(zip(formats, x[3 + count :], strict=True)),
+        kernel_s=x[0],
+        route_s=x[1],
+        padding=x[2],
+    )
+    return share, [fit]
 
 
 def fit_links(folder: Path) -> tuple[dict[str, LinkShare], list[Fit]]:

@@ -22,7 +22,6 @@ from penstock.cost.step_coefficients import (
     ExpertShare,
     Memory,
     ProductShare,
-    Shared,
     StepCoefficients,
 )
 from penstock.cost.step_fit import (
@@ -40,6 +39,7 @@ from penstock.cost.step_fit import (
 from penstock.cost.step_fit_engine import (
     ENGINES,
     START,
+    START_SHARED,
     fit_engines,
     fit_reason,
     light_ttft_s,
@@ -53,7 +53,7 @@ from penstock.spec.model import LatentAttention, MixtureOfExperts, ModelSpec
 
 # Workstation Blackwell (GDDR7, no tensor memory) is nearer to Ada than to the data-centre chips.
 GENERATION_OF: Mapping[str, Sequence[str]] = {
-    "ampere": ("A10", "RTX-3090"),
+    "ampere": ("A10", "A10G", "RTX-3090"),
     "ada": ("L40", "RTX-4090", "RTX-6000-Ada", "RTX-PRO-6000", "RTX-5090"),
     "hopper": ("H100-PCIe", "H100-NVL", "H20"),
     "blackwell": ("B300", "GB300"),
@@ -72,12 +72,20 @@ VIDUR: Mapping[str, str] = {"a30": "A30", "a40": "A40", "a6000": "RTX-A6000"}
 LAYERS: Mapping[str, str] = {"L4": "ada", "T4": "ampere", "V100": "ampere"}
 # Printed and visible memory of boards whose ECC takes its share of the GDDR memory.
 GDDR_USABLE = 0.99
-GDDR = ("L4", "L40", "L40S", "A10", "A40", "T4", "RTX-6000-Ada", "RTX-PRO-6000", "RTX-A6000")
+GDDR = (
+    "L4",
+    "L40",
+    "L40S",
+    "A10",
+    "A10G",
+    "A40",
+    "T4",
+    "RTX-6000-Ada",
+    "RTX-PRO-6000",
+    "RTX-A6000",
+)
 HBM_USABLE = 1.062
 RESERVED_BYTES = 0.9e9
-# Norms, rotary embedding and residuals after fusion: half of the unfused 24 passes of Vidur's
-# A100 and H100 profiles.
-PASSES = 12.0
 _NOTES = (
     "kernels follow the GPU generation; a chip without tables takes those of its generation",
     "sequence_s, prefill_s, latent_floor and the engines' figures are fitted to mean TPOT and "
@@ -131,7 +139,8 @@ def median_architecture(known: Sequence[Architecture]) -> Architecture:
         latent=middle([a.latent for a in known]),
         experts=ExpertShare(
             {n: median(e.compute[n] for e in experts if n in e.compute) for n in kinds},
-            *(median(getattr(e, f.name) for e in experts) for f in fields(ExpertShare)[1:]),
+            {n: median(e.memory[n] for e in experts if n in e.memory) for n in kinds},
+            *(median(getattr(e, f.name) for e in experts) for f in fields(ExpertShare)[2:]),
         ),
     )
 
@@ -247,7 +256,7 @@ def fit_all(reference: Path) -> tuple[StepCoefficients, list[Fit]]:
         chips=chips,
         links=links,
         engines=dict.fromkeys(ENGINES, START),
-        shared=Shared(8e-6, 5e-3, PASSES, 0.5, eager_s),
+        shared=replace(START_SHARED, eager_layer_s=eager_s),
         memory=Memory(HBM_USABLE, RESERVED_BYTES),
         bands={},
         source="",

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from penstock.cost.fit import pattern_search
-from penstock.cost.step_coefficients import EngineHost, StepCoefficients
+from penstock.cost.step_coefficients import EngineHost, Shared, StepCoefficients
 from penstock.cost.step_fit import Fit, read_rows
 from penstock.cost.step_roofline import StepRoofline
 from penstock.cost.steps import EngineShape
@@ -47,6 +47,26 @@ START = EngineHost(
     request_s=3e-2,
     prompt_token_s=3e-6,
 )
+START_SHARED = Shared(
+    sequence_s=8e-6,
+    prefill_s=5e-3,
+    # Norms, rotary embedding and residuals after fusion: half of the unfused 24 passes of Vidur's
+    # A100 and H100 profiles.
+    passes=12.0,
+    latent_floor=0.5,
+    eager_layer_s=1.6e-4,
+)
+# What is fitted, and the range it must stay in.
+FITTED_SHARED: Mapping[str, tuple[float, float]] = {
+    "latent_floor": (0.1, 1.0),
+    "sequence_s": (1e-6, 5e-5),
+    "prefill_s": (1e-3, 3e-2),
+}
+FITTED_HOST: Mapping[str, tuple[float, float]] = {
+    "kernel_share": (0.3, 1.2),
+    "layer_s": (1e-6, 2e-4),
+    "step_s": (1e-4, 5e-3),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,31 +206,25 @@ def fit_engines(points: Sequence[Deployment], base: StepCoefficients) -> StepCoe
 
     def put(logs: Sequence[float]) -> StepCoefficients:
         values = [math.exp(x) for x in logs]
-        shared = replace(
-            base.shared, latent_floor=values[0], sequence_s=values[1], prefill_s=values[2]
-        )
+        shared = replace(base.shared, **dict(zip(FITTED_SHARED, values, strict=False)))
         hosts = dict(base.engines)
         for index, engine in enumerate(engines):
-            share, layer_s, step_s = values[3 + 3 * index : 6 + 3 * index]
-            hosts[engine] = replace(
-                hosts[engine], kernel_share=share, layer_s=layer_s, step_s=step_s
-            )
+            first = len(FITTED_SHARED) + len(FITTED_HOST) * index
+            own = dict(zip(FITTED_HOST, values[first : first + len(FITTED_HOST)], strict=True))
+            hosts[engine] = replace(hosts[engine], **own)
         return replace(base, engines=hosts, shared=shared)
 
-    limits = [1.0, 5e-5, 0.03, *(x for _ in engines for x in (1.2, 2e-4, 5e-3))]
-    least = [0.1, 1e-6, 1e-3, *(x for _ in engines for x in (0.3, 1e-6, 1e-4))]
+    ranges = [*FITTED_SHARED.values(), *(r for _ in engines for r in FITTED_HOST.values())]
 
     def loss(logs: Sequence[float]) -> float:
-        for x, low, high in zip(logs, least, limits, strict=True):
+        for x, (low, high) in zip(logs, ranges, strict=True):
             if not math.log(low) <= x <= math.log(high):
                 return math.inf
         return _mean_log(chosen, put(logs), steady_tpot_s, _tpot_s)
 
-    shared = base.shared
-    start = [math.log(x) for x in (shared.latent_floor, shared.sequence_s, shared.prefill_s)]
-    for _ in engines:
-        start += [math.log(x) for x in (START.kernel_share, START.layer_s, START.step_s)]
-    found = put(pattern_search(loss, start, smallest=0.04))
+    start = [getattr(START_SHARED, name) for name in FITTED_SHARED]
+    start += [getattr(START, name) for _ in engines for name in FITTED_HOST]
+    found = put(pattern_search(loss, [math.log(x) for x in start], smallest=0.04))
     return _fit_requests([p for p in points if p.concurrency <= 8 and not fit_reason(p)], found)
 
 

@@ -105,12 +105,14 @@ class AcceleratorRates:
         if found is None:
             share = self._arch.experts
             narrow = is_narrow(self._accelerator, dtype)
-            compute = share.compute.get(dtype if narrow else "bf16", share.compute["bf16"])
+            name = dtype if narrow or dtype in WIDENED else "bf16"
+            compute = share.compute.get(name, share.compute["bf16"])
+            memory = share.memory.get(name, share.memory["bf16"])
             peak = peak_flops_per_s(self._accelerator, dtype) * self._compute
             found = self._experts[dtype] = ExpertRates(
                 kernel_s=share.kernel_s * self._kernel_share,
                 s_per_flop=1.0 / (peak * compute),
-                s_per_byte=1.0 / (self.bandwidth * share.memory),
+                s_per_byte=1.0 / (self.bandwidth * memory),
                 weight_bytes=weight_bytes(dtype),
                 route_s_per_token=share.route_s,
                 padding=share.padding,

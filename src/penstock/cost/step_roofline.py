@@ -13,6 +13,7 @@ Coefficients and their errors: ``step_coefficients``; formulas: ``step_arithmeti
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from math import ceil
 
 from penstock.cost.arithmetic import activation_bytes
@@ -35,6 +36,8 @@ from penstock.spec.model import ModelSpec
 from penstock.spec.names import did_you_mean
 
 DEFAULT_ENGINE = "vllm"
+# GPUs of the largest group with all-reduce and expert tables.
+MEASURED_GROUP = 8
 # Tokens of the largest step, which sizes the activations (vLLM's max_num_batched_tokens).
 ACTIVATION_TOKENS = 8192
 
@@ -96,14 +99,24 @@ class StepRoofline:
         return self._coefficients.bands[self._basis(shape)]
 
     def _basis(self, shape: EngineShape) -> str:
-        """``measured`` inside the domain of the fit, ``extrapolated`` outside."""
+        """``measured`` inside the domain of the fit, ``extrapolated`` outside: another chip, a
+        larger group, or a weight format without a table on this generation."""
         chip = self._coefficients.chip(shape.accelerator)
-        inside = (
-            chip is not None
-            and chip.basis == "measured"
-            and shape.tensor_parallel_size * shape.data_parallel_size <= 8
-        )
-        return "measured" if inside else "extrapolated"
+        if chip is None or chip.basis != "measured":
+            return "extrapolated"
+        if shape.tensor_parallel_size * shape.data_parallel_size > MEASURED_GROUP:
+            return "extrapolated"
+        arch = self._coefficients.architecture(chip)
+        for group in self._groups(shape):
+            formats: list[tuple[str, Collection[str]]] = [
+                (p.weight_dtype, arch.products) for p in group.products
+            ]
+            if group.experts is not None:
+                formats.append((group.experts.weight_dtype, arch.experts.compute))
+            for dtype, known in formats:
+                if ("bf16" if dtype == "fp16" else dtype) not in known:
+                    return "extrapolated"
+        return "measured"
 
     def step_timer(self, shape: EngineShape) -> RooflineStepTimer:
         """Raises ``SpecError`` when the shape cannot split the model."""
@@ -116,6 +129,13 @@ class StepRoofline:
             host=self._host,
             enforce_eager=self.enforce_eager,
         )
+
+    def request_s(self, prompt_tokens: int) -> float:
+        """Seconds between client and scheduler: HTTP, tokenising, streaming the first token.
+
+        Part of a measured TTFT and of no step.
+        """
+        return self._host.request_s + prompt_tokens * self._host.prompt_token_s
 
     def weight_bytes_per_accelerator(self, shape: EngineShape) -> float:
         """Weights the fullest GPU holds, embeddings included."""

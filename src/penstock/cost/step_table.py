@@ -70,8 +70,11 @@ class StepTable:
         self._model, self._path = model, Path(path)
         file = validate(StepTableFile, read_yaml(self._path), self._path)
         decode, prefill = list(file.decode), list(file.prefill)
+        text = read_text(self._path)
         if file.csv is not None:
-            more = read_points(self._path.parent / file.csv)
+            beside = self._path.parent / file.csv
+            more = read_points(beside)
+            text += read_text(beside)
             decode += more[0]
             prefill += more[1]
         for phase, points in (("decode", decode), ("prefill", prefill)):
@@ -85,9 +88,11 @@ class StepTable:
             )
         self._file = file
         self._lines = decode_lines(decode)
-        self._prompts, self._pair_s = prefill_curve(prefill)
+        try:
+            self._prompts, self._pair_s = prefill_curve(prefill)
+        except SpecError as error:
+            raise error.at(self._path) from None
         self._error = _decode_error(decode, self._lines)
-        text = read_text(self._path)
         self.digest = hashlib.sha256(text.encode()).hexdigest()[:16]
 
     @property

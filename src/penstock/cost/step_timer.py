@@ -46,7 +46,10 @@ class RooflineStepTimer:
         self._link = coefficients.link(shape.accelerator.interconnect)
         self._stages = shape.pipeline_parallel_size
         self._rates = AcceleratorRates(
-            shape.accelerator, self._arch, chip, kernel_share=host.kernel_share
+            shape.accelerator,
+            self._arch,
+            chip,
+            kernel_share=host.kernel_share,
         )
         self._tokens_s: dict[int, float] = {}
         self._lines: dict[int, StepLine] = {}

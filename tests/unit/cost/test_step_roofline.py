@@ -26,9 +26,10 @@ from penstock.spec.load import load_model
 from penstock.spec.model import ModelSpec
 
 GPUS = (
-    "A100-40GB A100-80GB H100-SXM H200 B200 GB200 B300 L4 L40S A10G T4 V100-16GB RTX-4090 "
-    "RTX-A6000 RTX-PRO-6000-Blackwell MI300X MI325X"
-).split()
+    *("A100-40GB", "A100-80GB", "H100-SXM", "H200", "B200", "GB200", "B300", "L4", "L40S"),
+    *("A10G", "T4", "V100-16GB", "RTX-4090", "RTX-A6000", "RTX-PRO-6000-Blackwell"),
+    *("MI300X", "MI325X"),
+)
 MODELS = ("llama3.1-8b", "mixtral-8x7b", "deepseek-v3", "qwen2.5-0.5b", "mistral-7b")
 
 
@@ -297,17 +298,23 @@ def test_unmeasured_gpus_are_marked_and_have_wider_bands() -> None:
         assert cost.source_of(shape(gpu)).kind == "extrapolated"
     known, borrowed = cost.band(shape("H100-SXM")), cost.band(shape("RTX-4090"))
     assert borrowed.low <= known.low < 1 < known.high <= borrowed.high
-    far = shape("H100-SXM", tensor_parallel_size=8, data_parallel_size=2, expert_parallel_size=16)
+    narrow = replace(load_model("llama3.1-8b"), weight_dtype="int4")
+    assert StepRoofline(narrow).source_of(shape("A100-80GB")).kind == "fitted"
+    assert StepRoofline(narrow).source_of(shape("H100-SXM")).kind == "extrapolated"
+    far = shape("H100-SXM", tensor_parallel_size=8, data_parallel_size=2)
     assert cost.source_of(far).kind == "extrapolated"
 
 
 def test_chips_are_found_by_their_longest_name() -> None:
-    """An L40S is not an L4, a GB200 not a B200."""
+    """An L40S is not an L4, a GB200 not a B200, and an A1000 nothing we know."""
     known = bundled_step_coefficients()
     assert known.chip(catalogue().get("L40S")) is known.chips["L40S"]
     assert known.chip(catalogue().get("GB200")) is known.chips["GB200"]
     assert known.chip(catalogue().get("H100-PCIe")) is known.chips["H100-PCIe"]
+    assert known.chip(catalogue().get("A100-40GB")) is known.chips["A100"]
+    assert known.chip(catalogue().get("A10G")) is known.chips["A10G"]
     assert known.chip(catalogue().get("MI300X")) is None
+    assert known.chip(replace(catalogue().get("A100-40GB"), name="A1000")) is None
 
 
 def test_a_decode_step_takes_microseconds_to_price() -> None:
