@@ -112,21 +112,6 @@ def select_all(trees: CandidateTrees) -> Selection:
     )
 
 
-def select_above(trees: CandidateTrees, worth: Floats, price: float, most: int) -> Selection:
-    """Every candidate worth at least ``price``, the ``most`` worthiest of them at most.
-
-    ``worth`` ``[n, nodes]`` must not rise from parent to child.
-    """
-    value = trees.path_probability
-    chosen = (worth >= price) & (value > 0)
-    if int(np.count_nonzero(chosen)) > most:
-        flat = np.argsort(-np.where(chosen, worth, -inf).ravel(), kind="stable")
-        chosen = np.zeros_like(chosen)
-        chosen.ravel()[flat[: max(0, most)]] = True
-    gain = 1.0 + np.where(chosen, value, 0.0).sum(axis=1)
-    return Selection(chosen, np.zeros(trees.requests, np.int64), gain)
-
-
 def _nothing(trees: CandidateTrees) -> Selection:
     n = trees.requests
     return Selection(np.zeros_like(trees.parent, dtype=bool), np.zeros(n, np.int64), np.ones(n))
