@@ -39,11 +39,23 @@ class MaxFlowRouter:
         self._step = [1.0 / flow if flow > 0 else 0.0 for flow in self._flow]
         self._choices = []
         for legs in topology.out:
-            least = self._min_share * sum(self._flow[leg] for leg in legs)
-            open_legs = (leg for leg in legs if self._flow[leg] > 0 and self._flow[leg] >= least)
+            open_legs = self._open(legs)
             self._choices.append(
                 [(leg, topology.dst[leg], self._flow[leg], topology.hop(leg)) for leg in open_legs]
             )
+
+    def _open(self, legs: tuple[int, ...]) -> list[int]:
+        """The legs with enough of their vertex's flow.
+
+        The published share would close most legs of a vertex with very many: where it closes more
+        than half of the flow, half of an equal share is enough.
+        """
+        total = sum(self._flow[leg] for leg in legs)
+        carrying = [leg for leg in legs if self._flow[leg] > 0]
+        left = [leg for leg in carrying if self._flow[leg] >= self._min_share * total]
+        if 2 * sum(self._flow[leg] for leg in left) >= total:
+            return left
+        return [leg for leg in carrying if self._flow[leg] * len(carrying) >= 0.5 * total]
 
     def route(
         self, prompt_tokens: int, expected_tokens: int, *, check_kv: bool, backtrack: bool = False
