@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +25,13 @@ from penstock.experiments.adaserve.systems import (
     PAIRS,
     PENSTOCK,
     QWEN,
+    engine_of,
     read_profile,
     speculator_of,
 )
 from penstock.experiments.adaserve.traces import read_trace
+from penstock.policy.speculation.controller import ControllerSettings, PricedSpeculator
+from penstock.sim.speculation.engine import simulate_speculation
 
 pytestmark = pytest.mark.reference
 
@@ -121,3 +125,25 @@ def test_mistakes_are_refused_in_one_line(adaserve: Path) -> None:
     pair = PAIRS[LLAMA]
     with pytest.raises(SpecError, match="unknown system"):
         speculator_of(pair, read_profile(adaserve, pair), "SpecInfer")
+
+
+def test_calibration_pays_when_the_draft_is_overconfident(adaserve: Path) -> None:
+    """Target probabilities q^0.6: learning from verdicts gives at least five points."""
+    pair = PAIRS[LLAMA]
+    profile = read_profile(adaserve, pair)
+    requests, limits = read_trace(adaserve, "rps4.6.csv", 11)
+    engine = engine_of(pair, profile, PENSTOCK, 256)
+    engine = replace(engine, acceptance=replace(engine.acceptance, sharpness=0.6))
+    settings = ControllerSettings(profile.latency, draft_tokens=pair.draft_tokens)
+    attained = [
+        simulate_speculation(
+            engine,
+            requests,
+            limits,
+            profile.baseline_s,
+            PricedSpeculator(replace(settings, calibrate=calibrate)),
+            seed=11,
+        ).attained.mean()
+        for calibrate in (True, False)
+    ]
+    assert attained[0] > attained[1] + 0.05
