@@ -1,0 +1,374 @@
+"""Requests through engines with roles, in virtual time.
+
+The life of a request: it goes to an engine for prompts; when its prompt is complete its KV blocks
+stay there until a decode engine has room and the transfer has ended; then it decodes. Engines of
+role ``both`` keep it to its end.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from heapq import heappop, heappush
+from math import inf
+from typing import Protocol
+
+import numpy as np
+
+from penstock import __version__
+from penstock.cost.steps import StepCostModel, stage_timers
+from penstock.measure.run import NodeTotals, Run, RunEvent, TokenTimes
+from penstock.policy.blocks import blocks_for
+from penstock.policy.engine_routing import make_router
+from penstock.policy.handoff import HandoffDecode
+from penstock.policy.schedulers.sequence import Sequence
+from penstock.sim.disaggregated.engine import RoleEngine
+from penstock.sim.disaggregated.fleet import DISTSERVE, RoleFleet, role_scheduler
+from penstock.sim.disaggregated.transfers import Handoff, Transfers
+from penstock.sim.engines.engine import NANOSECOND
+from penstock.sim.engines.fleet import EngineSpec
+from penstock.sim.engines.options import EngineOptions
+from penstock.sim.engines.recorder import CODE, EngineLog, EngineRecorder
+from penstock.sim.engines.source import Stream
+from penstock.sim.engines.tokens import SpanTokenTimes
+from penstock.spec.workload import Request, Workload
+
+_EVENTS_PER_LOOK = 64
+Action = Callable[[float], None]
+
+
+class Watch(Protocol):
+    """Looks at the columns now and then; True ends the run (its outcome is certain)."""
+
+    def __call__(self, recorder: EngineRecorder, now_s: float) -> bool: ...
+
+
+def simulate_disaggregated(
+    fleet: RoleFleet,
+    workload: Workload,
+    cost: StepCostModel,
+    options: EngineOptions | None = None,
+    watch: Watch | None = None,
+) -> Run:
+    """Run ``workload`` (a trace or open-loop arrivals) on ``fleet``.
+
+    Raises ``InputError``/``SpecError`` for settings that contradict each other and ``Infeasible``
+    where weights do not fit an engine. Requests that no engine could ever hold are rejected.
+    """
+    return RoleSimulation(fleet, workload, cost, options or EngineOptions(), watch).run()
+
+
+class RoleSimulation:
+    """The event loop. Subclasses add events of their own with ``at``."""
+
+    def __init__(
+        self,
+        fleet: RoleFleet,
+        workload: Workload,
+        cost: StepCostModel,
+        options: EngineOptions,
+        watch: Watch | None = None,
+    ) -> None:
+        self._fleet = fleet
+        self._workload = workload
+        self._cost = cost
+        self._options = options
+        self._watch = watch
+        self._classes = {entry.name: entry for entry in workload.classes}
+        self._recorder = EngineRecorder(tuple(self._classes))
+        self._prefill_router = make_router(fleet.prefill_router, options.seed)
+        self._decode_router = make_router(fleet.decode_router, options.seed)
+        model = cost.model
+        per_token = float(model.kv_bytes_per_token_per_layer * model.num_hidden_layers)
+        self._transfers = Transfers(fleet.handoff, per_token, model.num_hidden_layers)
+        self._engines: list[RoleEngine] = []
+        self._prefillers: list[RoleEngine] = []
+        self._decoders: list[RoleEngine] = []
+        self._homeless: deque[Sequence] = deque()
+        self._handoffs: list[Handoff] = []
+        self._pending: deque[Handoff] = deque()
+        self._heap: list[tuple[float, int, RoleEngine | None, Action | None]] = []
+        self._stamp: list[int] = []
+        self._number = 0
+        self._now = 0.0
+        self._events = 0
+        self._stopped = False
+        self._happened: list[RunEvent] = []
+        self._source = Stream(workload.requests(options.seed))
+        for spec in fleet.engines:
+            self._open(spec)
+
+    # -- engines ------------------------------------------------------------------------------
+
+    def _open(self, spec: EngineSpec) -> RoleEngine:
+        """Start an engine and let requests come to it."""
+        settings = spec.scheduler
+        num_blocks = spec.num_blocks
+        if num_blocks is None:
+            num_blocks = self._cost.kv_capacity_tokens(spec.shape) // settings.block_size
+        timers = stage_timers(self._cost, spec.shape)
+        scheduler = role_scheduler(
+            settings, spec.role, num_blocks, spec.shape.pipeline_parallel_size
+        )
+        engine = RoleEngine(
+            len(self._engines),
+            spec,
+            scheduler,
+            timers,
+            recorder=self._recorder,
+            log=EngineLog() if self._options.keep_tokens else None,
+            step_by_step=self._options.step_by_step,
+            extra_decode_steps=self._fleet.extra_decode_steps,
+        )
+        self._engines.append(engine)
+        self._stamp.append(0)
+        (self._decoders if spec.role == "decode" else self._prefillers).append(engine)
+        return engine
+
+    # -- the loop -----------------------------------------------------------------------------
+
+    def at(self, time_s: float, action: Action) -> None:
+        """Call ``action(time_s)`` at ``time_s``."""
+        self._number += 1
+        heappush(self._heap, (time_s, self._number, None, action))
+
+    def run(self) -> Run:
+        heap, source = self._heap, self._source
+        end_s = inf if self._options.until_s is None else self._options.until_s
+        while not self._stopped:
+            arrival_s = source.next_s
+            event_s = heap[0][0] if heap else inf
+            if arrival_s <= event_s + NANOSECOND:
+                if arrival_s == inf or arrival_s > end_s:
+                    break
+                self._arrive(source.take())
+                continue
+            if event_s > end_s:
+                break
+            event_s, number, engine, action = heappop(heap)
+            if action is not None:
+                self._now = event_s
+                action(event_s)
+            elif engine is not None and self._stamp[engine.index] == number:
+                self._now = event_s
+                self._engine_event(engine, event_s)
+        return self._result(end_s)
+
+    def _arrive(self, request: Request) -> None:
+        now = self._now = request.arrival_s
+        row = self._recorder.arrive(request, now)
+        seq = Sequence(row, now, request.prompt_tokens, 1, hashes=request.prefix_hashes)
+        entry = self._classes.get(request.class_name)
+        if entry is not None:
+            limit = entry.slo.ttft_s if entry.slo.ttft_s is not None else entry.slo.e2e_s
+            seq.client = request.class_name
+            seq.priority = entry.priority
+            seq.deadline_s = inf if limit is None else now + limit
+        if not self._possible(seq):
+            self._recorder.end(row, "rejected")
+            return
+        if not self._options.admission(seq, self._prefillers):
+            self._recorder.end(row, "dropped")
+            return
+        self._send(seq, now)
+
+    def _goal(self, row: int) -> int:
+        recorder = self._recorder
+        return recorder.prompt[row] + recorder.output[row] + self._fleet.extra_decode_steps
+
+    def _possible(self, seq: Sequence) -> bool:
+        """Whether some engine could hold the prompt, and some the whole request."""
+        prompt = Sequence(seq.row, seq.arrival_s, seq.prompt_tokens, 1)
+        whole = Sequence(seq.row, seq.arrival_s, seq.prompt_tokens, 1)
+        whole.total_tokens = self._goal(seq.row)
+        able = {"prefill": False, "decode": False, "both": False}
+        for engine in self._engines:
+            role = engine.spec.role
+            if not able[role]:
+                able[role] = engine.rules.fits(prompt if role == "prefill" else whole)
+        return able["both"] or (able["prefill"] and (able["decode"] or not self._decoders))
+
+    def _send(self, seq: Sequence, now: float) -> None:
+        """Bring a sequence to an engine that computes its prompt, if there is one now."""
+        goal = self._goal(seq.row)
+        able = []
+        for engine in self._prefillers:
+            seq.total_tokens = seq.prompt_tokens + 1 if engine.spec.role == "prefill" else goal
+            if engine.rules.fits(seq):
+                able.append(engine)
+        if not able:
+            self._homeless.append(seq)
+            return
+        chosen = self._prefill_router.pick(seq, able)
+        engine = self._engines[chosen.index]
+        seq.total_tokens = seq.prompt_tokens + 1 if engine.spec.role == "prefill" else goal
+        self._recorder.engine[seq.row] = engine.index
+        self._add(engine, seq, now)
+
+    def _add(self, engine: RoleEngine, seq: Sequence, now: float) -> None:
+        engine.add(seq, now)
+        self._schedule(engine, now if engine.can_start(now) else engine.next_s(now))
+
+    def _schedule(self, engine: RoleEngine, at: float) -> None:
+        self._number += 1
+        self._stamp[engine.index] = self._number
+        heappush(self._heap, (at, self._number, engine, None))
+
+    def _engine_event(self, engine: RoleEngine, now: float) -> None:
+        self._events += 1
+        finished = 0
+        while not engine.idle and engine.ends_s <= now:
+            finished += engine.finish_batch()[0]
+        if engine.handed:
+            handed, engine.handed = engine.handed, []
+            for seq in handed:
+                self._hand_over(engine, seq, now)
+        if finished and self._pending:
+            self._retry(now)
+        while engine.can_start(now) and engine.start(now, inf):
+            pass
+        next_s = engine.next_s(now)
+        if next_s < inf:
+            self._schedule(engine, next_s)
+        elif self._options.check and not self._handoffs:
+            engine.rules.check()
+        if self._watch is not None and self._events % _EVENTS_PER_LOOK == 0:
+            self._stopped = self._watch(self._recorder, now)
+
+    # -- from prompt to decodes ---------------------------------------------------------------
+
+    def _hand_over(self, engine: RoleEngine, seq: Sequence, now: float) -> None:
+        """Keep the blocks of a completed prompt and look for an engine that decodes it."""
+        seq.total_tokens = self._goal(seq.row)
+        held = 0
+        if engine.spec.scheduler.name != DISTSERVE:
+            # Shared pieces of the prompt stay with whoever shares them.
+            blocks = engine.rules.blocks
+            held = min(blocks_for(seq.computed - 1, blocks.block_size), blocks.free)
+            blocks.take(held)
+        handoff = Handoff(seq, engine, held, engine.last_step_s)
+        self._handoffs.append(handoff)
+        if self._pending or not self._begin(handoff, now):
+            handoff.prefill_s = 0.0
+            self._pending.append(handoff)
+
+    def _begin(self, handoff: Handoff, now: float) -> bool:
+        """Start the transfer; False while no decode engine has room."""
+        seq = handoff.seq
+        able = [engine for engine in self._decoders if _has_room(engine, seq, now)]
+        if not able:
+            return False
+        target = self._engines[self._decode_router.pick(seq, able).index]
+        handoff.target = target
+        if isinstance(target.rules, HandoffDecode):
+            target.rules.reserve(seq)
+            if target.cut(now):
+                self._schedule(target, target.next_s(now))
+        end = self._transfers.begin(handoff, now)
+        if end <= now:
+            self._received(handoff, now)
+        else:
+            self.at(end, lambda at: self._received(handoff, at))
+        return True
+
+    def _received(self, handoff: Handoff, now: float) -> None:
+        if handoff.cancelled:
+            return
+        source, target = handoff.source, handoff.target
+        assert target is not None
+        self._handoffs.remove(handoff)
+        self._give_back(handoff, now)
+        self._recorder.engine[handoff.seq.row] = target.index
+        self._add(target, handoff.seq, now)
+        if source is not target and source.can_start(now) and source.rules.num_waiting:
+            self._schedule(source, now)
+
+    def _give_back(self, handoff: Handoff, now: float) -> None:
+        handoff.source.rules.blocks.give(handoff.held_blocks)
+        handoff.held_blocks = 0
+
+    def _retry(self, now: float) -> None:
+        """Prompts that wait for room, in their order, until one finds none."""
+        while self._pending and self._begin(self._pending[0], now):
+            self._pending.popleft()
+
+    # -- the result ---------------------------------------------------------------------------
+
+    def _result(self, end_s: float) -> Run:
+        if end_s < inf:
+            for engine in self._engines:
+                engine.stop(end_s)
+        fleet, engines, options = self._fleet, self._engines, self._options
+        table = self._recorder.table()
+        workload = self._workload
+        last_s = min(end_s, self._now)
+        window_end = workload.duration_s if 0 < workload.duration_s < inf else last_s
+        tokens = TokenTimes(np.zeros(len(self._recorder) + 1, np.int64), np.zeros(0))
+        if options.keep_tokens:
+            logs = [engine._log for engine in engines if engine._log is not None]
+            timers = [engine.timers[0] for engine in engines]
+            tokens = SpanTokenTimes(table.first_token_s, logs, timers)
+        status = table.status
+        return Run(
+            name=f"roles-{workload.name}",
+            header={
+                "kind": "simulated",
+                "version": __version__,
+                "seed": options.seed,
+                "granularity": "engine",
+                "router": f"{fleet.prefill_router}/{fleet.decode_router}",
+                "workload": workload.name,
+                "model": self._cost.model.name,
+                "fleet": {"num_gpus": fleet.num_accelerators, "price_per_hour": price(fleet)},
+                "start_s": 0.0,
+                "end_s": self._now,
+            },
+            window_s=(workload.warmup_s, max(window_end, workload.warmup_s)),
+            requests=table,
+            tokens=tokens,
+            nodes=NodeTotals(
+                names=tuple(engine.spec.name for engine in engines),
+                busy_s=np.array([engine.busy_s for engine in engines]),
+                batches=np.array([engine.batches for engine in engines], np.int64),
+                prefill_tokens=np.array([engine.prefill_tokens for engine in engines], np.int64),
+                decode_tokens=np.array([engine.decode_tokens for engine in engines], np.int64),
+                peak_kv_fraction=np.array(
+                    [engine.rules.blocks.peak_fraction for engine in engines]
+                ),
+                prompt_residence_s=np.array([engine.prompt_residence_s for engine in engines]),
+                prompt_visits=np.array([engine.prompt_visits for engine in engines], np.int64),
+            ),
+            links=self._transfers.totals(),
+            events=tuple(self._happened),
+            routes=tuple((engine.spec.name,) for engine in engines),
+            class_names=tuple(self._classes),
+            counters={
+                "events": self._events,
+                "requests": len(self._recorder),
+                "transfers": self._transfers.count,
+                "preemptions": int(table.preemptions.sum()),
+                "batches": sum(engine.batches for engine in engines),
+                **{
+                    name: int(np.count_nonzero(status == CODE[name]))
+                    for name in ("finished", "rejected", "dropped", "failed")
+                },
+            },
+        )
+
+
+def _has_room(engine: RoleEngine, seq: Sequence, now: float) -> bool:
+    rules = engine.rules
+    if not isinstance(rules, HandoffDecode):
+        return True
+    return rules.fits(seq) and rules.can_reserve(seq, engine.unbooked_blocks(now))
+
+
+def price(fleet: RoleFleet) -> float | None:
+    """Dollars per hour of all accelerators; None where one has no price."""
+    total = 0.0
+    for spec in fleet.engines:
+        each = spec.shape.accelerator.price_per_hour
+        if each is None:
+            return None
+        total += each * spec.shape.num_accelerators
+    return total
