@@ -1,0 +1,1 @@
+"""AdaServe (EuroSys'26): its figures again, and what beats it."""

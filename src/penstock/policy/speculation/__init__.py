@@ -1,0 +1,1 @@
+"""How many draft tokens for whom: trees, selection, verification, and who decides on them."""

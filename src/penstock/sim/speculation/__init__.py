@@ -1,0 +1,1 @@
+"""Speculative decoding in virtual time: acceptance is drawn, decisions are the policies'."""

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import inf
 
 import numpy as np
 
+from penstock.errors import InputError
 from penstock.measure.run import STATUS, RequestTable, Run
 from penstock.policy.speculation.batching import SlotBatch, SlotBatcher, SlotRules
 from penstock.policy.speculation.latency import StepLatency
@@ -84,8 +86,10 @@ def simulate_speculation(
 
     ``limits`` by class name; a class without one is best effort. ``baseline_s`` is the time
     per token at near-zero load, to which relative limits refer. A request that exceeds
-    ``max_model_len`` is rejected and counted.
+    ``max_model_len`` is rejected and counted. Raises ``InputError`` for unsorted requests.
     """
+    if any(b.arrival_s < a.arrival_s for a, b in pairwise(requests)):
+        raise InputError("the requests are not sorted by arrival; sort them")
     state = _State(engine, requests, limits, baseline_s, seed)
     now = 0.0
     while True:

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from penstock.cost.base import Provenance
 from penstock.cost.steps import EngineShape
+from penstock.errors import InputError
+from penstock.measure.metrics import summarise
 from penstock.measure.run import STATUS
 from penstock.policy.schedulers.settings import SchedulerSettings
 from penstock.policy.speculation.batching import SlotRules
@@ -34,7 +36,7 @@ from penstock.sim.speculation.result import speculation_result
 from penstock.sim.speculation.table_cost import TableCost
 from penstock.spec.catalogue import accelerator
 from penstock.spec.load import load_model
-from penstock.spec.workload import Request, Workload
+from penstock.spec.workload import SLO, Request, SLOClass, Workload
 
 TABLE = LatencyTable((0.0, 100.0), (0.010, 0.110))
 LATENCY = StepLatency(0.005, TABLE)
@@ -183,3 +185,23 @@ def test_result_fields_are_the_artifacts() -> None:
     lines = fields.to_text().splitlines()
     assert lines[1] == "total_requests( 10 10 )"
     assert all(line.endswith(" )") for line in lines)
+
+
+def test_requests_out_of_order_are_refused() -> None:
+    """One line says what to do."""
+    requests = [Request(0, 1.0, 10, 2, "code"), Request(1, 0.5, 10, 2, "code")]
+    with pytest.raises(InputError, match="sort them"):
+        serve(requests, ChainSpeculator(0))
+
+
+def test_the_run_is_in_the_one_schema() -> None:
+    """The shared metrics read it: attainment by the stricter TPOT, ITL gaps of 0 in a step."""
+    requests = [Request(i, 0.1 * i, 30, 20, "code" if i % 2 else "chat") for i in range(10)]
+    result = serve(requests, adaserve())
+    classes = [SLOClass(name, SLO(tpot_s=limit.seconds(0.03))) for name, limit in LIMITS.items()]
+    summary = summarise(result.run, classes)
+    strict = result.decode_s / (result.run.requests.generated_tokens - 1)
+    assert summary.overall.finished == 10
+    assert summary.overall.slo_attainment == pytest.approx(np.mean(strict <= result.tpot_limit_s))
+    assert summary.overall.itl.minimum == 0.0
+    assert summary.overall.tpot.p50 == pytest.approx(np.median(strict))
