@@ -77,28 +77,28 @@ class LinearTimer:
         return (line.fixed_s / p, line.per_context_token_s / p, line.per_seq_s / p)
 
     def _line(self, seqs: int) -> tuple[float, float, float]:
-        return self._single or self._lines[bisect_right(self._limits, seqs)]
+        return self._lines[bisect_right(self._limits, seqs)]
 
     def decode_s(self, seqs: int, context_tokens: int) -> float:
         fixed, per_token, per_seq = self._line(seqs)
         return fixed + per_token * context_tokens + per_seq * seqs
 
     def decode_span_s(self, seqs: int, context_tokens: int, steps: int) -> float:
-        fixed, per_token, per_seq = self._line(seqs)
+        fixed, per_token, per_seq = self._single or self._line(seqs)
         first = fixed + per_token * context_tokens + per_seq * seqs
         return steps * (first + 0.5 * per_token * seqs * (steps - 1))
 
     def decode_span_times_s(
         self, seqs: int, context_tokens: int, steps: int
     ) -> NDArray[np.float64]:
-        fixed, per_token, per_seq = self._line(seqs)
+        fixed, per_token, per_seq = self._single or self._line(seqs)
         first = fixed + per_token * context_tokens + per_seq * seqs
         k = np.arange(1, steps + 1)
         times: NDArray[np.float64] = k * (first + 0.5 * per_token * seqs * (k - 1))
         return times
 
     def steps_within(self, seqs: int, context_tokens: int, seconds: float, most: int) -> int:
-        fixed, per_token, per_seq = self._line(seqs)
+        fixed, per_token, per_seq = self._single or self._line(seqs)
         first = fixed + per_token * context_tokens + per_seq * seqs
         half = 0.5 * per_token * seqs
         if seconds <= first:

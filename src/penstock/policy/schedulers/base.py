@@ -21,7 +21,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import ClassVar, Protocol
 
-from penstock.policy.blocks import BlockManager, blocks_for
+from penstock.errors import SpecError
+from penstock.policy.blocks import BlockManager
 from penstock.policy.schedulers.sequence import Batch, Cohort, Sequence, Stay
 from penstock.policy.schedulers.settings import SchedulerSettings
 
@@ -108,12 +109,23 @@ class Scheduler:
     """Blocks that must be free for a decode even when it needs none (1 in Vidur)."""
     GROWS: ClassVar[bool] = True
     """Whether decodes take blocks as they go; if not, all are reserved at admission."""
+    CACHES_PREFIXES: ClassVar[bool] = False
 
     def __init__(
         self, settings: SchedulerSettings, blocks: BlockManager, num_stages: int = 1
     ) -> None:
+        if settings.enable_prefix_caching and not self.CACHES_PREFIXES:
+            raise SpecError(
+                f"{settings.name} has no prefix cache",
+                key="scheduler.enable_prefix_caching",
+                value=True,
+                fix="use the scheduler vllm, priority or vtc",
+            )
         self.settings = settings
         self.blocks = blocks
+        spare = max(self.SPARE_BLOCKS, blocks.watermark_blocks)
+        # The last token of a sequence is never fed, so it needs no entry.
+        self._most_tokens = (blocks.num_blocks - spare) * blocks.block_size + 1
         self.max_num_seqs = settings.max_num_seqs or self.MAX_NUM_SEQS
         self.max_tokens = settings.max_num_batched_tokens or self.MAX_NUM_BATCHED_TOKENS
         self.max_batch_seqs = self.max_num_seqs
@@ -128,14 +140,12 @@ class Scheduler:
         self._front: list[Sequence] = []
         self._tail: list[Sequence] = []
         self._loose: set[int] = set()
-        self._preempted_now = False
+        self._unsteady = False
 
     # -- the protocol -------------------------------------------------------------------------
 
     def fits(self, seq: Sequence) -> bool:
-        most = blocks_for(seq.total_tokens - 1, self.blocks.block_size)
-        spare = max(self.SPARE_BLOCKS, self.blocks.watermark_blocks)
-        return most + spare <= self.blocks.num_blocks
+        return seq.total_tokens <= self._most_tokens
 
     def add(self, seq: Sequence) -> bool:
         matters = self.accepting
@@ -152,7 +162,7 @@ class Scheduler:
 
     def steady_steps(self, batch: Batch) -> int:
         # What a preemption freed may let somebody in at the next step.
-        if batch.prefill or self._loose or self._preempted_now:
+        if batch.prefill or self._unsteady or self._loose:
             return 1
         return batch.cohort.steady_steps(self.blocks.free - self.SPARE_BLOCKS)
 
@@ -279,7 +289,7 @@ class Scheduler:
         Returns the cohort to run and the unfinished prompts that are ready, in running order.
         """
         cohort = self._cohort()
-        self._preempted_now = False
+        self._unsteady = False
         if not self._loose and cohort.seqs <= self.max_batch_seqs:
             need = cohort.need()
             blocks = self.blocks
@@ -364,7 +374,7 @@ class Scheduler:
         self._release(seq)
         self._restart(seq)
         seq.preemptions += 1
-        self._preempted_now = True
+        self._unsteady = True
         self.preempted.append(seq)
         self.waiting.appendleft(seq)
 

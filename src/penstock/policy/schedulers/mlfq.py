@@ -35,6 +35,7 @@ class Mlfq(VllmV1):
     """
 
     MAX_NUM_SEQS = 64
+    CACHES_PREFIXES = False
 
     def __init__(
         self, settings: SchedulerSettings, blocks: BlockManager, num_stages: int = 1
@@ -57,7 +58,7 @@ class Mlfq(VllmV1):
 
     def next_batch(self) -> Batch | None:
         cohort = self._cohort()
-        self._preempted_now = False
+        self._unsteady = False
         running = {seq.row for seq in (*self._front, *cohort, *self._tail)}
         order = sorted([*self._front, *cohort, *self._tail, *self.waiting], key=self._rank)
         decodes = {*self._loose, *(seq.row for seq in cohort)}
@@ -94,7 +95,7 @@ class Mlfq(VllmV1):
         return self._batch(cohort, prefill, admitted)
 
     def steady_steps(self, batch: Batch) -> int:
-        if batch.prefill or self._preempted_now:
+        if batch.prefill or self._unsteady:
             return 1
         standing, last = self._standing, self.settings.mlfq_levels - 1
         steps = batch.cohort.steady_steps(self.blocks.free)

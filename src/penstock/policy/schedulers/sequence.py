@@ -173,7 +173,10 @@ class Cohort:
 
     def steady_steps(self, free_blocks: int) -> int:
         """Steps until a member finishes or ``free_blocks`` are used up; the next one is paid."""
-        steps = self._next_end() - self.clock
+        at, row, seq = self._ends[0]
+        if seq.finish_at != at or row not in self.members:
+            at = self._next_end()
+        steps = at - self.clock
         if not self._grows or steps == 1:
             return steps
         size = self._block_size
@@ -190,8 +193,14 @@ class Cohort:
 
     def advance(self, steps: int) -> tuple[int, list[Sequence]]:
         """Run ``steps`` steps, the first already paid; return blocks taken and who finished."""
-        taken = self._need_after(steps - 1) if steps > 1 and self._grows else 0
-        clock = self.clock = self.clock + steps
+        clock = self.clock
+        taken = 0
+        if steps > 1 and self._grows:
+            size = self._block_size
+            cycles, rest = divmod(steps - 1, size)
+            first = (clock + 1) % size
+            taken = cycles * self.seqs + sum(self._needs[first : first + rest])
+        clock = self.clock = clock + steps
         self.kv_tokens += steps * self.seqs
         finished: list[Sequence] = []
         ends = self._ends

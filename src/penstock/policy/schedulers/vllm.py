@@ -23,6 +23,8 @@ class VllmV1(Scheduler):
     token is always computed.
     """
 
+    CACHES_PREFIXES = True
+
     def __init__(
         self, settings: SchedulerSettings, blocks: BlockManager, num_stages: int = 1
     ) -> None:
@@ -37,9 +39,8 @@ class VllmV1(Scheduler):
         self._caching = settings.enable_prefix_caching
 
     def fits(self, seq: Sequence) -> bool:
-        if not self._chunked and seq.prompt_tokens > self.max_tokens:
-            return False
-        return super().fits(seq)
+        too_long = not self._chunked and seq.prompt_tokens > self.max_tokens
+        return seq.total_tokens <= self._most_tokens and not too_long
 
     def next_batch(self) -> Batch | None:
         cohort, prompts = self._pay_decodes()
@@ -49,7 +50,7 @@ class VllmV1(Scheduler):
         if prompts:
             left = self._continue(deque(prompts), cohort, prefill, left)
         waiting = self.waiting
-        if waiting and not self._preempted_now:
+        if waiting and not self._unsteady:
             while waiting and left > 0 and self.held < self.max_num_seqs:
                 seq = waiting[0]
                 tokens = self._admit(seq, left)
@@ -60,14 +61,13 @@ class VllmV1(Scheduler):
                 prefill.append((seq, tokens))
                 admitted.append(seq)
                 left -= tokens
-        return self._batch(cohort, prefill, admitted)
-
-    def steady_steps(self, batch: Batch) -> int:
-        # Decodes evict idle pieces; a head that would have shared them then asks for less.
-        blocked = self._caching and self.waiting and self.held < self.max_num_seqs
-        if blocked and self.blocks.idle_blocks and self.waiting[0].hashes:
-            return 1
-        return super().steady_steps(batch)
+            if self._caching and waiting and self.held < self.max_num_seqs:
+                # Decodes evict idle pieces; a head that would have shared them then asks for less.
+                self._unsteady = bool(self.blocks.idle_blocks and waiting[0].hashes)
+        if prefill or cohort.seqs:
+            return Batch(cohort, prefill, admitted)
+        self._ready = cohort
+        return None
 
     def _chunk(self, seq: Sequence, computed: int, left: int) -> int:
         """Prompt tokens of ``seq`` in this step; 0 when it has to wait."""

@@ -153,15 +153,27 @@ class EngineSim:
                     recorder.admitted[row] = max(now, seq.arrival_s)
         return True
 
+    def event(self, now: float, arrival_s: float) -> tuple[float, int, int]:
+        """End the batch that is due and form the next ones; see ``start`` and ``finish_batch``.
+
+        Returns (end of the oldest batch in flight or infinity, requests ended, prompts completed).
+        """
+        flight = self._flight
+        ended, completed = self.finish_batch() if flight and flight[0][0] <= now else (0, 0)
+        while len(flight) < self._stages and self.start(now, arrival_s):
+            pass
+        return flight[0][0] if flight else inf, ended, completed
+
     def finish_batch(self) -> tuple[int, int]:
         """Book the oldest batch in flight; returns (requests that ended, prompts completed)."""
         now, batch, start, steps = self._flight.pop(0)
         scheduler, recorder, log = self.scheduler, self._recorder, self._log
-        prefill_tokens = 0
-        for tokens, _ in batch.chunks:
-            prefill_tokens += tokens
         self.batches += steps
-        self.prefill_tokens += prefill_tokens
+        prefill_tokens = 0
+        if batch.prefill:
+            for tokens, _ in batch.chunks:
+                prefill_tokens += tokens
+            self.prefill_tokens += prefill_tokens
         self.decode_tokens += batch.seqs * steps
         if log is not None:
             log.segments.extend(

@@ -16,7 +16,7 @@ from penstock.cost.steps import StepCostModel, stage_timers
 from penstock.errors import InputError
 from penstock.measure.run import NodeTotals, Run, Status, TokenTimes
 from penstock.plan.planner import Progress
-from penstock.policy.engine_routing import make_router
+from penstock.policy.engine_routing import admit_all, make_router
 from penstock.policy.schedulers import make_blocks, make_scheduler
 from penstock.policy.schedulers.sequence import Sequence
 from penstock.sim.engines.engine import NANOSECOND, EngineSim
@@ -66,7 +66,6 @@ class _Simulation:
         self._active = self._engines
         self._source = self._open_source()
         self._feeds = isinstance(self._source, Feed)
-        self._single = len(self._engines) == 1
         self._heap: list[tuple[float, int, int]] = []
         self._stamp = [0] * len(self._engines)
         self._number = 0
@@ -112,8 +111,10 @@ class _Simulation:
         end_s = self._end_s()
         if self._options.autoscaler is not None:
             self._scale(0.0)
+        report = _EVENTS_PER_REPORT
         tick_s = self._options.autoscale_every_s if self._options.autoscaler else inf
-        heap, source = self._heap, self._source
+        heap, source, engines, stamp = self._heap, self._source, self._engines, self._stamp
+        single, feeds, check = len(engines) == 1, self._feeds, self._options.check
         while True:
             arrival_s = source.next_s
             event_s = heap[0][0] if heap else inf
@@ -126,11 +127,25 @@ class _Simulation:
                 break
             else:
                 event_s, number, index = heappop(heap)
-                if self._stamp[index] == number:
-                    self._engine_event(self._engines[index], event_s)
+                if stamp[index] == number:
+                    self._now = event_s
+                    self._events += 1
+                    engine = engines[index]
+                    ends_s, ended, completed = engine.event(event_s, arrival_s if single else inf)
+                    if feeds:
+                        self._follow(engine, ended, completed)
+                    if ends_s < inf:
+                        self._number = number = self._number + 1
+                        stamp[index] = number
+                        heappush(heap, (ends_s, number, index))
+                    elif check:
+                        engine.scheduler.check()
             if self._now >= tick_s:
                 self._scale(self._now)
                 tick_s += self._options.autoscale_every_s
+            if self._events >= report:
+                self._options.progress(Progress(f"simulated {self._now:.0f} s"))
+                report += _EVENTS_PER_REPORT
         return self._result(end_s)
 
     def _end_s(self) -> float:
@@ -142,7 +157,8 @@ class _Simulation:
         now = self._now = request.arrival_s
         row = self._recorder.arrive(request, now)
         seq = self._sequence(row, request)
-        if not self._options.admission(seq, self._active):
+        admission = self._options.admission
+        if admission is not admit_all and not admission(seq, self._active):
             self._recorder.end(row, "dropped")
             return
         engine = self._pick(seq)
@@ -151,10 +167,10 @@ class _Simulation:
             return
         self._recorder.engine[row] = engine.index
         moved = engine.add(seq, now)
-        if engine.has_room:
-            self._schedule(engine, now)
-        elif moved:
+        if moved:
             self._schedule(engine, engine.ends_s)
+        elif engine.has_room:
+            self._schedule(engine, now)
 
     def _sequence(self, row: int, request: Request) -> Sequence:
         seq = Sequence(
@@ -190,25 +206,12 @@ class _Simulation:
         self._stamp[engine.index] = self._number
         heappush(self._heap, (at, self._number, engine.index))
 
-    def _engine_event(self, engine: EngineSim, now: float) -> None:
-        self._now = now
-        self._events += 1
-        if not engine.idle and engine.ends_s <= now:
-            ended, completed = engine.finish_batch()
-            if self._feeds:
-                for _ in range(completed):
-                    self._source.prompt_completed(now, engine.num_waiting)
-                for _ in range(ended):
-                    self._source.ended(now, engine.num_waiting)
-        arrival_s = self._source.next_s if self._single else inf
-        while engine.has_room and engine.start(now, arrival_s):
-            pass
-        if not engine.idle:
-            self._schedule(engine, engine.ends_s)
-        elif self._options.check:
-            engine.scheduler.check()
-        if self._events % _EVENTS_PER_REPORT == 0:
-            self._options.progress(Progress(f"simulated {now:.0f} s"))
+    def _follow(self, engine: EngineSim, ended: int, completed: int) -> None:
+        """Launch what completions cause."""
+        for _ in range(completed):
+            self._source.prompt_completed(self._now, engine.num_waiting)
+        for _ in range(ended):
+            self._source.ended(self._now, engine.num_waiting)
 
     def _scale(self, now: float) -> None:
         autoscaler = self._options.autoscaler
