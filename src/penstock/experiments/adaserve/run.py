@@ -79,7 +79,7 @@ def simulate_run(adaserve: Path, run: Simulation) -> SpeculationRun:
     requests, limits = read_trace(adaserve, run.trace, run.seed, run.output_cap)
     limits = {**limits, URGENT: TpotLimit(multiple=run.urgent_scale)}
     return simulate_speculation(
-        engine_of(pair, profile, run.system, run.output_cap),
+        engine_of(pair, profile, run.system),
         requests,
         limits,
         profile.baseline_s,

@@ -129,7 +129,7 @@ def _table(points: list[tuple[float, float]]) -> LatencyTable:
     return LatencyTable(tuple(t for t, _ in points), tuple(ms / 1000.0 for _, ms in points))
 
 
-def engine_of(pair: Pair, profile: Profile, system: str, output_cap: int) -> SpeculativeEngine:
+def engine_of(pair: Pair, profile: Profile, system: str) -> SpeculativeEngine:
     """The engine as the system configures it (specification, sections 9 and 10)."""
     if system in (ADASERVE, PENSTOCK):
         slots = SlotRules(pair.slots, 1024)
@@ -137,7 +137,7 @@ def engine_of(pair: Pair, profile: Profile, system: str, output_cap: int) -> Spe
         slots = SlotRules(2048, 2048, 2048)
     else:
         slots = SlotRules(512, 2048, chunked=False)
-    return SpeculativeEngine(profile.latency, pair.acceptance, slots, max_output_tokens=output_cap)
+    return SpeculativeEngine(profile.latency, pair.acceptance, slots)
 
 
 def speculator_of(pair: Pair, profile: Profile, system: str) -> Speculator:

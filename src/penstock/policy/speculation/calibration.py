@@ -12,7 +12,7 @@ class AcceptanceCalibration:
     """Chance of acceptance by class and by the draft's conditional probability.
 
     A node counts when it was selected and its parent was accepted: then the target judged it.
-    Bins of equal width hold accepted and judged counts, with ``prior`` judgements that agree
+    Bins of equal width hold accepted and expected counts, with ``prior`` judgements that agree
     with the draft, so that a calibrated draft is left as it is and nothing rests on few counts.
     Old counts fade by ``memory`` a step.
     """
@@ -21,7 +21,6 @@ class AcceptanceCalibration:
         self._bins = bins
         self._prior = prior
         self._memory = memory
-        self._judged = np.zeros((0, bins))
         self._expected = np.zeros((0, bins))
         self._accepted = np.zeros((0, bins))
 
@@ -65,9 +64,8 @@ class AcceptanceCalibration:
         kinds = kind[rows]
         self._grow(int(kind.max()) + 1)
         bins = self._bin(conditional)
-        for table in (self._judged, self._expected, self._accepted):
-            table *= self._memory
-        np.add.at(self._judged, (kinds, bins), 1.0)
+        self._expected *= self._memory
+        self._accepted *= self._memory
         np.add.at(self._expected, (kinds, bins), conditional)
         np.add.at(self._accepted, (kinds, bins), on_path[rows, columns + 1])
 
@@ -75,10 +73,9 @@ class AcceptanceCalibration:
         return np.minimum((conditional * self._bins).astype(np.int64), self._bins - 1)
 
     def _grow(self, kinds: int) -> None:
-        missing = kinds - len(self._judged)
+        missing = kinds - len(self._expected)
         if missing > 0:
             more = np.zeros((missing, self._bins))
-            self._judged = np.concatenate([self._judged, more])
             self._expected = np.concatenate([self._expected, more])
             self._accepted = np.concatenate([self._accepted, more])
 

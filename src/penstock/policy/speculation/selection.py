@@ -63,13 +63,12 @@ def select(
     budget: int,
     rules: SelectionRules,
     *,
-    cap: Floats | None = None,
     eligible: Mask | None = None,
 ) -> Selection:
     """Spend ``budget`` nodes (roots not counted) on the candidates of all requests.
 
-    ``required`` ``[n]`` is A(r); ``cap`` ``[n]`` limits it (default: depth + 1); requests that
-    are not ``eligible`` are left out of the first phase (best effort have A = -inf anyhow).
+    ``required`` ``[n]`` is A(r), met up to depth + 1; requests that are not ``eligible`` are left
+    out of the first phase (best effort have A = -inf anyhow).
     """
     n = trees.requests
     if n == 0 or budget <= 0 or trees.depth == 0:
@@ -77,8 +76,7 @@ def select(
     order, value = _sorted(trees)
     taken = np.zeros(n, np.int64)
     if rules.slo_phase:
-        limit = float(trees.depth + 1) if cap is None else cap
-        target = np.minimum(np.maximum(1.0, required), limit)
+        target = np.clip(required, 1.0, trees.depth + 1)
         need = _needed(value, target)
         need = np.minimum(need, np.count_nonzero((value >= rules.slo_cutoff) & (value > 0), axis=1))
         if rules.request_share is not None:

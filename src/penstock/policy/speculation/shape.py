@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil, floor
+from math import floor
 
 from penstock.errors import SpecError
 
@@ -42,7 +42,3 @@ class AdaptiveShape:
     def width(self, active: int) -> int:
         wanted = floor(self.draft_tokens / active) + self.width_offset
         return max(1, min(self.max_width, wanted))
-
-    def depth_2024(self, active: int) -> int:
-        """The older rule of FlexFlow Serve: min(D_max, ceil(B1 / n))."""
-        return min(self.max_depth, ceil(self.verify_tokens / active))

@@ -27,7 +27,6 @@ class DecodeView:
     tokens          generated so far, the prompt's token included (o)
     tpot_s          limit, inf = best effort
     relative        whether the limit is a multiple of the baseline
-    most_tokens     tokens it may still generate (its generation limit)
     kind            index of its class, for what is learned by class
     prefill_tokens  prompt tokens that share the coming step
     occupancy       share of the engine's slots that are taken
@@ -37,7 +36,6 @@ class DecodeView:
     tokens: Ints
     tpot_s: Floats
     relative: Mask
-    most_tokens: Ints
     kind: Ints
     prefill_tokens: int = 0
     occupancy: float = 0.0

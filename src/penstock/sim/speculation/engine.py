@@ -36,15 +36,13 @@ FINISHED, RUNNING, QUEUED, REJECTED = (
 class SpeculativeEngine:
     """What the engine is made of.
 
-    ``max_model_len`` bounds prompt and output of a request, ``max_output_tokens`` is the
-    generation limit that policies know; the end itself is known only when it comes.
+    ``max_model_len`` bounds prompt and output of a request together.
     """
 
     latency: StepLatency
     acceptance: AcceptanceModel
     slots: SlotRules
     max_model_len: int = 2048
-    max_output_tokens: int = 256
 
 
 @dataclass(frozen=True)
@@ -176,13 +174,11 @@ class _State:
 
     def view(self, rows: Ints, now: float, prefill_tokens: int = 0) -> DecodeView:
         column = self.column
-        tokens = column.tokens[rows]
         return DecodeView(
             now - column.first_s[rows],
-            tokens,
+            column.tokens[rows],
             self.tpot_s[rows],
             self.relative[rows],
-            np.maximum(1, self.engine.max_output_tokens - tokens),
             self.kind[rows],
             prefill_tokens,
             self.batcher.occupancy,

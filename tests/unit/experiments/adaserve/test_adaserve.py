@@ -132,7 +132,7 @@ def test_calibration_pays_when_the_draft_is_overconfident(adaserve: Path) -> Non
     pair = PAIRS[LLAMA]
     profile = read_profile(adaserve, pair)
     requests, limits = read_trace(adaserve, "rps4.6.csv", 11)
-    engine = engine_of(pair, profile, PENSTOCK, 256)
+    engine = engine_of(pair, profile, PENSTOCK)
     engine = replace(engine, acceptance=replace(engine.acceptance, sharpness=0.6))
     settings = ControllerSettings(profile.latency, draft_tokens=pair.draft_tokens)
     attained = [

@@ -28,7 +28,6 @@ def view(leads: list[float], tpot_s: float = 0.036, occupancy: float = 0.2) -> D
         tokens,
         np.full(n, tpot_s),
         np.zeros(n, bool),
-        np.full(n, 100),
         np.zeros(n, np.int64),
         0,
         occupancy,

@@ -74,7 +74,6 @@ def test_depth_and_width_follow_the_published_formulas() -> None:
     assert [shape.depth(n) for n in (1, 56, 57, 102, 200)] == [8, 8, 7, 4, 4]
     assert [shape.width(n) for n in (1, 32, 33, 48, 49, 500)] == [3, 3, 2, 2, 1, 1]
     assert AdaptiveShape(256, 80, 3, 5, 3, depth_offset=32).depth(12) == 4
-    assert AdaptiveShape(512, 96, 4, 8, 3).depth_2024(100) == 6
 
 
 def test_shapes_that_contradict_themselves_are_refused() -> None:
