@@ -127,6 +127,7 @@ class Shared:
     sequence_s       host time of a step per sequence in it (sampling, detokenising, block tables)
     prefill_s        more host time of a step with prompt tokens (it leaves the decode graph)
     passes           times a hidden state goes through memory outside products, per layer
+    expert_layer_s   more small kernels and gaps of a layer with experts (router, gating, sums)
     latent_floor     share of the measured floor of latent attention left inside CUDA graphs
     eager_layer_s    host time to launch one layer without CUDA graphs
     """
@@ -134,6 +135,7 @@ class Shared:
     sequence_s: float
     prefill_s: float
     passes: float
+    expert_layer_s: float
     latent_floor: float
     eager_layer_s: float
 

@@ -53,12 +53,14 @@ START_SHARED = Shared(
     # Norms, rotary embedding and residuals after fusion: half of the unfused 24 passes of Vidur's
     # A100 and H100 profiles.
     passes=12.0,
+    expert_layer_s=1e-5,
     latent_floor=0.5,
     eager_layer_s=1.6e-4,
 )
 # What is fitted, and the range it must stay in.
 FITTED_SHARED: Mapping[str, tuple[float, float]] = {
     "latent_floor": (0.1, 1.0),
+    "expert_layer_s": (1e-6, 1e-4),
     "sequence_s": (1e-6, 5e-5),
     "prefill_s": (1e-3, 3e-2),
 }

@@ -25,8 +25,8 @@ class StepLine:
 
     def span_s(self, context_tokens: int, steps: int) -> float:
         """Seconds of ``steps`` steps, the first over ``context_tokens``."""
-        context = steps * context_tokens + self.seqs * (steps * (steps - 1) // 2)
-        return steps * self.fixed_s + self.context_s * context
+        first = self.fixed_s + self.context_s * context_tokens
+        return steps * (first + 0.5 * self.context_s * self.seqs * (steps - 1))
 
     def span_times_s(self, context_tokens: int, steps: int) -> NDArray[np.float64]:
         """``[steps]`` ends of the steps, in seconds from the start of the first."""
@@ -38,16 +38,17 @@ class StepLine:
         """Least k <= ``most`` whose span reaches ``seconds``; ``most`` if none does."""
         if seconds <= 0:
             return 0
-        if most <= 0 or self.span_s(context_tokens, most) < seconds:
-            return most
-        # Root of slope seqs / 2 k^2 + (fixed + slope (context - seqs / 2)) k = seconds, in the
-        # form that does not cancel when the slope vanishes.
+        first = self.fixed_s + self.context_s * context_tokens
         half = 0.5 * self.context_s * self.seqs
-        linear = self.at(context_tokens) - half
-        guess = 2 * seconds / (linear + sqrt(linear * linear + 4 * half * seconds))
-        k = min(most, max(1, ceil(guess)))
-        while k > 1 and self.span_s(context_tokens, k - 1) >= seconds:
+        if most <= 0 or most * (first + half * (most - 1)) < seconds:
+            return most
+        # Root of half k^2 + (first - half) k = seconds, in the form that does not cancel when the
+        # slope vanishes; then settle rounding.
+        linear = first - half
+        k = ceil(2 * seconds / (linear + sqrt(linear * linear + 4 * half * seconds)))
+        k = min(most, max(1, k))
+        while k > 1 and (k - 1) * (first + half * (k - 2)) >= seconds:
             k -= 1
-        while k < most and self.span_s(context_tokens, k) < seconds:
+        while k < most and k * (first + half * (k - 1)) < seconds:
             k += 1
         return k

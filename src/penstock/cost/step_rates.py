@@ -14,8 +14,12 @@ from penstock.cost.step_coefficients import Architecture, Chip
 from penstock.errors import SpecError
 from penstock.spec.hardware import Accelerator
 
-# Weight-only formats: stored narrow, widened to the activation dtype inside the kernel.
-WIDENED = ("int8", "int4")
+
+def figures_name(accelerator: Accelerator, dtype: str) -> str:
+    """Format whose figures price ``dtype``: 4-bit weights that are widened are priced as int4."""
+    if is_narrow(accelerator, dtype) or dtype in ("int8", "int4"):
+        return dtype
+    return "int4" if dtype == "fp4" else "bf16"
 
 
 def is_narrow(accelerator: Accelerator, dtype: str) -> bool:
@@ -84,10 +88,8 @@ class AcceleratorRates:
         found = self._products.get(dtype)
         if found is None:
             arch = self._arch
-            narrow = is_narrow(self._accelerator, dtype)
-            share = arch.products["bf16"]
-            if narrow or dtype in WIDENED:
-                share = arch.products.get(dtype, share)
+            name = figures_name(self._accelerator, dtype)
+            share = arch.products.get(name) or arch.products["bf16"]
             found = self._products[dtype] = product_rates(
                 dtype,
                 kernel_s=share.kernel_s * self._kernel_share,
@@ -96,7 +98,7 @@ class AcceleratorRates:
                 quantise=arch.quantise,
                 peak=peak_flops_per_s(self._accelerator, dtype) * self._compute,
                 bandwidth=self.bandwidth,
-                narrow=narrow,
+                narrow=is_narrow(self._accelerator, dtype),
             )
         return found
 
@@ -104,8 +106,7 @@ class AcceleratorRates:
         found = self._experts.get(dtype)
         if found is None:
             share = self._arch.experts
-            narrow = is_narrow(self._accelerator, dtype)
-            name = dtype if narrow or dtype in WIDENED else "bf16"
+            name = figures_name(self._accelerator, dtype)
             compute = share.compute.get(name, share.compute["bf16"])
             memory = share.memory.get(name, share.memory["bf16"])
             peak = peak_flops_per_s(self._accelerator, dtype) * self._compute

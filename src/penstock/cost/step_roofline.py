@@ -29,6 +29,7 @@ from penstock.cost.step_coefficients import (
     StepCoefficients,
     bundled_step_coefficients,
 )
+from penstock.cost.step_rates import figures_name
 from penstock.cost.step_timer import RooflineStepTimer
 from penstock.cost.steps import EngineShape
 from penstock.errors import Infeasible, SpecError
@@ -114,7 +115,9 @@ class StepRoofline:
             if group.experts is not None:
                 formats.append((group.experts.weight_dtype, arch.experts.compute))
             for dtype, known in formats:
-                if ("bf16" if dtype == "fp16" else dtype) not in known:
+                name = figures_name(shape.accelerator, dtype)
+                widened = name == "bf16" and dtype not in ("bf16", "fp16")
+                if widened or name not in known:
                     return "extrapolated"
         return "measured"
 

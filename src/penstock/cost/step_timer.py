@@ -53,10 +53,13 @@ class RooflineStepTimer:
         )
         self._tokens_s: dict[int, float] = {}
         self._lines: dict[int, StepLine] = {}
+        self._heads_s: dict[int, float] = {}
         self._context_s = sum(g.count * self._context_token_s(g) for g in groups) / (
             self._stages * shape.data_parallel_size
         )
         self._window = groups[0].attention.window_tokens
+        self._seq_s = self._sequence_s()
+        self._pair_s, self._prompt_token_s = self._prompt_s()
 
     def decode_s(self, seqs: int, context_tokens: int) -> float:
         line = self._lines.get(seqs) or self._line(seqs)
@@ -87,9 +90,11 @@ class RooflineStepTimer:
 
     def steps_within(self, seqs: int, context_tokens: int, seconds: float, most: int) -> int:
         line = self._line(seqs)
+        if self._window is None:
+            return line.steps_within(context_tokens, seconds, most)
         growing = self._growing(seqs, context_tokens, most)
         grown_s = line.span_s(context_tokens, growing)
-        if self._window is None or growing == most or grown_s >= seconds:
+        if growing == most or grown_s >= seconds:
             return line.steps_within(context_tokens, seconds, growing)
         left_s = seconds - grown_s
         k = min(most, growing + max(1, ceil(left_s / line.at(self._window * seqs))))
@@ -117,7 +122,7 @@ class RooflineStepTimer:
         if seqs:
             if self._window is not None:
                 context_tokens = min(context_tokens, self._window * seqs)
-            total += self._sequences_s(seqs) + self._context_s * context_tokens
+            total += seqs * self._seq_s + self._context_s * context_tokens
         return total + self._head_s(sampled) + self._host_s(sampled, self._shared.prefill_s)
 
     def parts_s(
@@ -129,9 +134,7 @@ class RooflineStepTimer:
         window = self._window
         context = context_tokens if window is None else min(context_tokens, window * seqs)
         parts = dict(self._token_parts(tokens))
-        parts["decode attention"] = (self._sequences_s(seqs) if seqs else 0.0) + (
-            self._context_s * context
-        )
+        parts["decode attention"] = seqs * self._seq_s + (self._context_s * context)
         parts["prefill attention"] = self._prefill_attention_s(prefill)
         parts["LM head"] = self._head_s(sampled)
         parts["host"] = self._host_s(sampled, self._shared.prefill_s if prefill else 0.0)
@@ -141,7 +144,7 @@ class RooflineStepTimer:
         """Decode steps of ``seqs`` sequences."""
         found = self._lines.get(seqs)
         if found is None:
-            busy = self._token_s(seqs) + self._sequences_s(seqs) + self._head_s(seqs)
+            busy = self._token_s(seqs) + seqs * self._seq_s + self._head_s(seqs)
             found = StepLine(seqs, busy + self._host_s(seqs, 0.0), self._context_s)
             self._lines[seqs] = found
         return found
@@ -185,6 +188,8 @@ class RooflineStepTimer:
             if group.attention.latent:
                 floor_s *= self._shared.latent_floor
             kernels = self._host.layer_s + floor_s * self._host.kernel_share
+            if group.experts is not None:
+                kernels += self._shared.expert_layer_s
             small += group.count * (kernels + moved_s)
             wire += group.count * self._all_reduces_s(group, tokens, own)
         if self._stages > 1:
@@ -222,11 +227,15 @@ class RooflineStepTimer:
         return self._link.latency_s + size / speed
 
     def _head_s(self, sampled: int) -> float:
-        split = self._shape.tensor_parallel_size
-        rates = self._rates.product(self._model.dtype)
-        own = max(1.0, sampled / self._shape.data_parallel_size)
-        vocabulary = self._model.vocab_size / split
-        return product_s(own, vocabulary, float(self._model.hidden_size), rates) / self._stages
+        """LM head of the sequences that get a token."""
+        found = self._heads_s.get(sampled)
+        if found is None:
+            own = max(1.0, sampled / self._shape.data_parallel_size)
+            vocabulary = self._model.vocab_size / self._shape.tensor_parallel_size
+            rates = self._rates.product(self._model.dtype)
+            seconds = product_s(own, vocabulary, float(self._model.hidden_size), rates)
+            found = self._heads_s[sampled] = seconds / self._stages
+        return found
 
     def _share(self, group: LayerGroup) -> AttentionShare:
         return self._arch.latent if group.attention.latent else self._arch.attention
@@ -238,23 +247,28 @@ class RooflineStepTimer:
         computing = attention.flops_per_context * self._rates.peak_s_per_flop / share.decode_compute
         return max(reading, computing)
 
-    def _sequences_s(self, seqs: int) -> float:
-        own = seqs / (self._shape.data_parallel_size * self._stages)
-        return sum(
-            g.count * own * g.attention.query_heads * self._share(g).head_s for g in self._groups
+    def _sequence_s(self) -> float:
+        """Attention of one decoding sequence beside reading its context."""
+        heads_s = sum(
+            g.count * g.attention.query_heads * self._share(g).head_s for g in self._groups
         )
+        return heads_s / (self._shape.data_parallel_size * self._stages)
 
-    def _prefill_attention_s(self, prefill: Sequence[PrefillChunk]) -> float:
-        pairs = tokens = 0.0
-        for chunk, cached in prefill:
-            pairs += visible_pairs(chunk, cached, self._window)
-            tokens += chunk
-        total = 0.0
+    def _prompt_s(self) -> tuple[float, float]:
+        """(seconds per visible pair, seconds per token) of attention on prompts."""
+        pair_s = token_s = 0.0
         for group in self._groups:
             share, attention = self._share(group), group.attention
-            flops_s = pairs * attention.flops_per_pair * self._rates.peak_s_per_flop
-            moved_s = tokens * attention.io_bytes * self._rates.peak_s_per_byte
-            total += group.count * (
-                flops_s / share.prefill_compute + moved_s / share.prefill_memory
-            )
-        return total / (self._stages * self._shape.data_parallel_size)
+            flops_s = attention.flops_per_pair * self._rates.peak_s_per_flop
+            moved_s = attention.io_bytes * self._rates.peak_s_per_byte
+            pair_s += group.count * flops_s / share.prefill_compute
+            token_s += group.count * moved_s / share.prefill_memory
+        split = self._stages * self._shape.data_parallel_size
+        return pair_s / split, token_s / split
+
+    def _prefill_attention_s(self, prefill: Sequence[PrefillChunk]) -> float:
+        total = 0.0
+        for chunk, cached in prefill:
+            pairs = visible_pairs(chunk, cached, self._window)
+            total += pairs * self._pair_s + chunk * self._prompt_token_s
+        return total
