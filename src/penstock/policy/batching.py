@@ -130,26 +130,31 @@ class LayerwiseBatcher(Generic[T]):
 
     def next_batch(self) -> Batch[T] | None:
         queues = self._queues
-        for _ in queues:
-            queue = queues[self._at]
-            if queue:
-                break
-            self._at = (self._at + 1) % len(queues)
-        else:
+        self._turn()
+        if not queues[self._at]:
             return None
         at = self._at
-        items, queues[at], prefill, decodes, context = take(queue, self._limits)
+        items, queues[at], prefill, decodes, context = take(queues[at], self._limits)
         start, end = self._bounds[at], self._bounds[at + 1]
         return Batch(items, (Part(end - start, prefill, decodes, context),), end, at == 0)
 
     def commit(self, batch: Batch[T]) -> list[T]:
         self._at = (self._at + 1) % len(self._queues)
         if batch.end_layer == self._end:
+            self._turn()
             return batch.items
         for item in batch.items:
             item.layer = batch.end_layer
         self._queues[self._at].extend(batch.items)
         return []
+
+    def _turn(self) -> None:
+        """Turn to the next queue that has something, or stay where none has."""
+        for step in range(len(self._queues)):
+            at = (self._at + step) % len(self._queues)
+            if self._queues[at]:
+                self._at = at
+                return
 
     def restore(self, batch: Batch[T]) -> None:
         self._queues[self._at][:0] = batch.items

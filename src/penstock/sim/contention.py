@@ -114,7 +114,7 @@ class ContendedTransport:
         self._reserve(leg, -rate)
         if item.hop < len(item.hops):
             item.layer = item.hops[item.hop].start_layer
-            self._nodes[link.dst].deliver(now + link.latency_s, [item])
+            self._nodes[link.dst].deliver(now + link.latency_s, [item], now)
         else:
             self._loop.at(now + link.latency_s, ARRIVE, self._receive, [item])
         self._round(link.src, now)

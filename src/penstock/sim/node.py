@@ -55,9 +55,10 @@ class NodeState:
         self.pool = pool
         self.slow = 1.0
         self.alive = True
-        self.incoming: list[tuple[float, int, list[Sequence]]] = []
+        self.incoming: list[tuple[float, float, int, list[Sequence]]] = []
         self.running: Batch[Sequence] | None = None
         self.wake_s = inf
+        self._last_layer_s = 0.0
         self.busy_s = 0.0
         self.batches = 0
         self.prefill_tokens = 0
@@ -79,10 +80,13 @@ class NodeState:
     def attach(self, around: Surroundings) -> None:
         self._around = around
 
-    def deliver(self, time_s: float, items: list[Sequence]) -> None:
-        """Note that ``items`` arrive here at ``time_s`` (now or later)."""
+    def deliver(self, time_s: float, items: list[Sequence], sent_s: float) -> None:
+        """Note that ``items`` arrive here at ``time_s`` (now or later), having left at ``sent_s``.
+
+        At equal times, what left first is first.
+        """
         self._messages += 1
-        heappush(self.incoming, (time_s, self._messages, items))
+        heappush(self.incoming, (time_s, sent_s, self._messages, items))
         if self.running is None and time_s < self.wake_s:
             self._wake_at(time_s)
 
@@ -118,11 +122,12 @@ class NodeState:
         self.wake_s = time_s
         self._loop.at(time_s, START, self.wake, time_s)
 
-    def _take_in(self, now: float) -> None:
+    def _take_in(self, now: float, sent_before_s: float = inf) -> None:
+        """Queue what has arrived; of what arrives this very moment, what left in time."""
         incoming = self.incoming
         add = self._batcher.add
-        while incoming and incoming[0][0] <= now:
-            time_s, _, items = heappop(incoming)
+        while incoming and incoming[0][:2] < (now, sent_before_s):
+            time_s, _, _, items = heappop(incoming)
             for item in items:
                 if not item.dead:
                     item.arrived_s = time_s
@@ -150,7 +155,7 @@ class NodeState:
         self._run(batch, now)
 
     def _run(self, batch: Batch[Sequence], now: float) -> None:
-        end = now
+        end = last_layer = now
         overhead = 0.0
         if batch.first:
             size = self._buffered_tokens * self._copy_s
@@ -160,8 +165,10 @@ class NodeState:
             seconds = self._timer(prefill, decodes, context) * self.slow
             if self._per_layer:
                 # One addition a layer, as when each layer is an event of its own: the same bits.
+                last_layer = end
                 end += seconds + overhead
                 for _ in range(layers - 1):
+                    last_layer = end
                     end += seconds
             else:
                 end += seconds * layers + overhead
@@ -173,14 +180,15 @@ class NodeState:
             waited = len(batch.items) * now - sum([item.arrived_s for item in batch.items])
             self._series.batch(self.vertex, now, end, waited, self.pool.used)
         self.running = batch
-        self._loop.at(end, ARRIVE, self._finish, (self._life, first))
+        self._last_layer_s = last_layer
+        self._loop.at(end, ARRIVE, self._finish, (self._life, first), since_s=last_layer)
 
     def _finish(self, what: tuple[int, object]) -> None:
         if what[0] != self._life or self.running is None:
             return
         now = self._loop.now
         # Whoever has arrived by now queues ahead of the batch that moves to the next layers.
-        self._take_in(now)
+        self._take_in(now, self._last_layer_s)
         batch = self.running
         self.running = None
         leaving = self._batcher.commit(batch)

@@ -103,9 +103,9 @@ class FixedRateTransport:
             item.sent_s, arrive = link.send(now, item.tokens)
             if hop < len(item.hops):
                 item.layer = item.hops[hop].start_layer
-                nodes[link.dst].deliver(arrive, [item])
+                nodes[link.dst].deliver(arrive, [item], link.free_s)
             else:
-                self._loop.at(arrive, ARRIVE, self._receive, [item])
+                self._loop.at(arrive, ARRIVE, self._receive, [item], since_s=link.free_s)
 
     def _send_batches(self, items: list[Sequence], now: float, at_home: bool) -> None:
         groups: dict[int, list[Sequence]] = {}
@@ -129,6 +129,6 @@ class FixedRateTransport:
                 for item in group:
                     item.sent_s = begin
             if link.dst < len(self._nodes):
-                self._nodes[link.dst].deliver(arrive, group)
+                self._nodes[link.dst].deliver(arrive, group, link.free_s)
             else:
-                self._loop.at(arrive, ARRIVE, self._receive, group)
+                self._loop.at(arrive, ARRIVE, self._receive, group, since_s=link.free_s)
