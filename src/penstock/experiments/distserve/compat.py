@@ -7,21 +7,24 @@ tokens need being run; the two percentiles are taken apart from each other.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import inf
 from random import Random
 
 import numpy as np
 from numpy.typing import NDArray
 
 from penstock.cost.distserve_host import DistServeHostCost
-from penstock.cost.linear import DistServeEngine
+from penstock.cost.linear import DistServeEngine, LinearCoefficients
 from penstock.cost.steps import EngineShape
 from penstock.measure.run import Run
+from penstock.plan.goodput.distserve import Shape
 from penstock.policy.schedulers.settings import SchedulerSettings
 from penstock.sim.disaggregated import RoleFleet, Watch, simulate_disaggregated
 from penstock.sim.disaggregated.fleet import DISTSERVE
 from penstock.sim.engines.fleet import EngineSpec, Role
 from penstock.sim.engines.options import EngineOptions
+from penstock.sim.engines.recorder import EngineRecorder
 from penstock.spec.catalogue import catalogue
 from penstock.spec.load import load_model
 from penstock.spec.workload import Request, Workload
@@ -29,29 +32,6 @@ from penstock.spec.workload import Request, Workload
 GPU = "A100-80GB"
 Lengths = Sequence[tuple[int, int]]
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Shape:
-    """Parallelism of DistServe's instances; ``decode_tp`` 0 = colocated, as its vLLM baseline."""
-
-    prefill_tp: int
-    prefill_pp: int = 1
-    decode_tp: int = 0
-    decode_pp: int = 0
-    prefill_instances: int = 1
-    decode_instances: int = 1
-
-    @property
-    def num_gpus(self) -> int:
-        prompts = self.prefill_tp * self.prefill_pp * self.prefill_instances
-        return prompts + self.decode_tp * self.decode_pp * self.decode_instances
-
-    def __str__(self) -> str:
-        prompts = f"TP{self.prefill_tp} PP{self.prefill_pp}"
-        if not self.decode_tp:
-            return prompts
-        return f"prefill {prompts}, decode TP{self.decode_tp} PP{self.decode_pp}"
 
 
 @dataclass(frozen=True)
@@ -123,7 +103,16 @@ def run_compat(
     Raises ``SpecError`` where DistServe has no latency model and ``Infeasible`` where it has no
     memory for ``shape``.
     """
-    cost = DistServeHostCost(load_model(model), engine)
+    return _run(DistServeHostCost(load_model(model), engine), shape, requests, watch, keep_tokens)
+
+
+def _run(
+    cost: DistServeHostCost,
+    shape: Shape,
+    requests: Sequence[Request],
+    watch: Watch | None,
+    keep_tokens: bool,
+) -> Outcome:
     fleet = compat_fleet(cost, shape)
     workload = Workload("distserve", 0.0, trace=tuple(requests))
     options = EngineOptions(keep_tokens=keep_tokens)
@@ -134,3 +123,85 @@ def run_compat(
     ttft[: len(table.id)] = table.first_token_s - table.arrival_s
     tpot[: len(table.id)] = (table.last_token_s - table.first_token_s) / table.output_tokens
     return Outcome(ttft, tpot, run)
+
+
+class Hopeless:
+    """Ends a run as soon as a 90th percentile is certain to miss its limit.
+
+    A waiting request counts as late once its time so far is: nothing is guessed.
+    """
+
+    def __init__(self, requests: int, ttft_s: float, tpot_s: float) -> None:
+        # With so many values at or over the limit, the interpolated percentile is too.
+        self._enough = requests - int(0.9 * (requests - 1))
+        self._ttft_s = ttft_s
+        self._tpot_s = tpot_s
+        self.certain = False
+
+    def __call__(self, recorder: EngineRecorder, now_s: float) -> bool:
+        n = len(recorder)
+        first = np.array(recorder.first[:n])
+        begun = ~np.isnan(first)
+        waited = np.where(begun, first, now_s) - np.array(recorder.arrival)
+        last = np.array(recorder.last[:n])
+        until = np.where(np.isnan(last), now_s, last)
+        # An extra step and rounding stand between the two ways to count a decode: keep a hair.
+        slow = begun & ((until - first) / np.array(recorder.output) >= self._tpot_s * (1 + 1e-9))
+        late = int(np.count_nonzero(waited >= self._ttft_s * (1 + 1e-9)))
+        self.certain = max(late, int(np.count_nonzero(slow))) >= self._enough
+        return self.certain
+
+
+class _DecodeOnly(DistServeHostCost):
+    """Prompts cost nothing: what is left is the decode phase alone."""
+
+    def coefficients(self, tensor_parallel_size: int) -> LinearCoefficients:
+        found = super().coefficients(tensor_parallel_size)
+        return replace(found, prefill_fixed_s=0.0, prefill_per_token_s=0.0, prefill_per_pair_s=0.0)
+
+
+@dataclass(frozen=True)
+class Probes:
+    """Simulates one trace at many rates: DistServe's criterion for its searches.
+
+    Percentiles are compared strictly. The lengths are those of the first sample at every rate.
+    """
+
+    model: str
+    engine: DistServeEngine
+    lengths: Lengths
+    ttft_s: float
+    tpot_s: float
+
+    def both(self, shape: Shape, rate_per_s: float) -> bool:
+        """The phases together: ``Passes`` of the published searches."""
+        cost = DistServeHostCost(load_model(self.model), self.engine)
+        return self._meets(cost, shape, rate_per_s, (self.ttft_s, self.tpot_s))
+
+    def prefill(self, shape: Shape, rate_per_s: float) -> bool:
+        """TTFT alone, on instances that only compute prompts."""
+        alone = replace(shape, decode_tp=shape.prefill_tp, decode_pp=shape.prefill_pp)
+        cost = DistServeHostCost(load_model(self.model), self.engine)
+        return self._meets(cost, alone, rate_per_s, (self.ttft_s, inf))
+
+    def decode(self, shape: Shape, rate_per_s: float) -> bool:
+        """TPOT alone, with prompts that cost nothing."""
+        cost = _DecodeOnly(load_model(self.model), self.engine)
+        return self._meets(cost, shape, rate_per_s, (inf, self.tpot_s))
+
+    def _meets(
+        self,
+        cost: DistServeHostCost,
+        shape: Shape,
+        rate_per_s: float,
+        limits: tuple[float, float],
+    ) -> bool:
+        watch = Hopeless(len(self.lengths), *limits)
+        outcome = _run(cost, shape, poisson_trace(self.lengths, rate_per_s), watch, False)
+        if watch.certain:
+            return False
+        values = (outcome.ttft_s, outcome.tpot_s)
+        return all(
+            limit == inf or float(np.percentile(found, 90)) < limit
+            for found, limit in zip(values, limits, strict=True)
+        )
