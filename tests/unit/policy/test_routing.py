@@ -185,3 +185,16 @@ def test_feeders_answer_as_published():
     loop = ClosedLoopFeeder(ClosedLoop(2))
     assert loop.after_prompt(lambda: 0.0, 0) is None
     assert loop.after_end(lambda: 1.0, 5) == 0.1
+
+
+def test_a_dead_end_is_left_again_when_another_path_is_open():
+    """Published, a walk into a full pipeline fails; with backtracking the other one is found."""
+    topology, kv, router = parts(plan(FLOWS))
+    behind_a = next(hop for hop in router.route(1, 1, check_kv=True).hops if hop.start_layer == 2)
+    kv.charge([behind_a], 1900)
+    fresh = make_router(topology, Routing(), kv, Random(0))
+    assert fresh.route(100, 200, check_kv=True) is None
+    found = fresh.route(100, 200, check_kv=True, backtrack=True)
+    assert names(topology, found) == ["b", "d"]
+    kv.charge(found.hops, 1900)
+    assert fresh.route(100, 200, check_kv=True, backtrack=True) is None
