@@ -108,6 +108,9 @@ def _case(labels: Labels, found: Mapping[str, list[Measured]], trace: str) -> li
     best = _attainment(chain)[0]
     subject = labels.of(f"Penstock attainment against our {CHAIN}", "%")
     rows.append(at_least(subject, best, mean, best, note=seeds))
+    best = max(_goodput(ada), _goodput(chain))
+    subject = labels.of("Penstock goodput against the better of both", "tok/s")
+    rows.append(at_least(subject, best, _goodput(ours), best, note=seeds))
     for system, runs in ((PENSTOCK, ours), (ADASERVE, ada), (CHAIN, chain)):
         for metric, unit, value in _shown(runs):
             rows.append(information(labels.of(f"{system} {metric}", unit), None, value))
