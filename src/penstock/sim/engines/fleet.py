@@ -7,6 +7,7 @@ from typing import Literal
 
 from penstock.cost.steps import EngineShape
 from penstock.errors import InputError
+from penstock.policy.schedulers.base import Scheduler
 from penstock.policy.schedulers.settings import SchedulerSettings
 
 Role = Literal["prefill", "decode", "both"]
@@ -16,7 +17,8 @@ Role = Literal["prefill", "decode", "both"]
 class EngineSpec:
     """One engine. ``num_blocks`` None = what the cost model says its memory holds.
 
-    ``weight`` is its share of the requests under the router ``flow-weighted``.
+    ``weight`` is its share of the requests under the router ``flow-weighted``. ``policy`` is a
+    scheduler class of one's own; None = the one that ``scheduler`` names.
     """
 
     name: str
@@ -25,6 +27,7 @@ class EngineSpec:
     role: Role = "both"
     num_blocks: int | None = None
     weight: float = 1.0
+    policy: type[Scheduler] | None = None
 
 
 @dataclass(frozen=True, slots=True)

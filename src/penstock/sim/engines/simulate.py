@@ -81,7 +81,8 @@ class _Simulation:
         num_blocks = spec.num_blocks
         if num_blocks is None:
             num_blocks = self._cost.kv_capacity_tokens(spec.shape) // spec.scheduler.block_size
-        scheduler = make_scheduler(
+        make = spec.policy if spec.policy is not None else make_scheduler
+        scheduler = make(
             spec.scheduler,
             make_blocks(spec.scheduler, num_blocks),
             spec.shape.pipeline_parallel_size,
