@@ -23,7 +23,7 @@ def max_flow_tasks(helix: Path, only: str) -> list[Task[Any]]:
         labels = _labels(flow)
         if matches(only, labels):
             name = f"{labels.experiment} {labels.case}"
-            tasks.append(Task(name, 0.1, partial(max_flow_row, helix, flow)))
+            tasks.append(Task(name, 0.02, partial(max_flow_row, helix, flow)))
     return tasks
 
 

@@ -27,6 +27,9 @@ SECTIONS = ("6.3", "6.4", "6.5", "6.6", "6.7", "6.8", "6.9", MAX_FLOW)
 
 Result = Measured | list[Row]
 
+NODE_SECONDS_PER_CPU_SECOND = 4000.0
+"""Simulated seconds times nodes that a CPU second covers, to start the longest runs first."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -121,11 +124,11 @@ def _label(run: Simulation, cases: Sequence[Case]) -> str:
 
 
 def _weight(run: Simulation) -> float:
-    """Expected CPU time in any unit: iterations grow with the fleet and with the time."""
+    """Rough CPU seconds: iterations grow with the fleet and with the time."""
     nodes = 42 if "het42" in run.placement or run.placement.endswith("_42") else 24
     if "separate" in run.placement or run.prefix:
         nodes //= 4
-    return nodes * (run.traffic.warmup_s + run.traffic.window_s)
+    return nodes * (run.traffic.warmup_s + run.traffic.window_s) / NODE_SECONDS_PER_CPU_SECOND
 
 
 def _flows(run: Simulation, edges: Mapping[str, Edges]) -> Edges | None:

@@ -27,7 +27,7 @@ from penstock.spec.helix_ini import read_cluster
 
 OPTIMUM = Tolerance(absolute=0.01, unit="tokens/s")
 WALL = "wall seconds of one process; published: 20 threads of a commercial solver"
-EXPECTED_CPU_S = 60.0
+CPU_S_PER_NODE = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,7 @@ class Search:
 _DISTRIBUTED = "clusters/distributed/3cluster24.ini"
 _HET42 = "clusters/high_heterogeneity/cluster42.ini"
 _QUALITY = "clusters/quality/cluster10.ini"
+NODES = {_DISTRIBUTED: 24, _HET42: 42, _QUALITY: 10}
 SEARCHES = (
     Search("6.8", "initial values", "distributed24_70b", "distributed24 llama2-70b with initial "
            "values", _DISTRIBUTED, "llama70b", 12),
@@ -80,10 +81,13 @@ def search_tasks(helix: Path, sections: Sequence[str], only: str) -> list[Task[A
         problem = (search.cluster_file, search.model, search.keep_links)
         groups.setdefault(problem, []).append(search)
     return [
-        Task(f"{g[0].section} {g[0].experiment} {g[0].case}", EXPECTED_CPU_S,
-             partial(search_rows, helix, tuple(g)))
-        for g in groups.values()
-    ]  # fmt: skip
+        Task(
+            f"{group[0].section} {group[0].experiment} {group[0].case}",
+            CPU_S_PER_NODE * NODES[group[0].cluster_file],
+            partial(search_rows, helix, tuple(group)),
+        )
+        for group in groups.values()
+    ]
 
 
 def search_rows(helix: Path, searches: tuple[Search, ...]) -> list[Row]:

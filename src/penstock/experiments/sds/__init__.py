@@ -1,0 +1,1 @@
+"""SDS (DistServe on spot GPUs) again: its policy, its pools, its operations file."""
