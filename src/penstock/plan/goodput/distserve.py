@@ -194,7 +194,8 @@ def phases_apart(
 ) -> Deployment:
     """Algorithm 1 as printed: the best instance of each phase, replicated for ``rate_per_s``.
 
-    ``shapes`` are of single instances (``colocated_instances``) and serve for both phases. Raises ``Infeasible`` where a phase meets its limit nowhere.
+    ``shapes`` are of single instances (``colocated_instances``) and serve for both phases.
+    Raises ``Infeasible`` where a phase meets its limit nowhere.
     """
     _check_rate(rate_per_s)
     prefill = search_goodput(shapes, prefill_passes, bisection).best
