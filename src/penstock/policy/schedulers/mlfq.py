@@ -120,6 +120,16 @@ class Mlfq(VllmV1):
             del self._standing[seq.row]
         return progress
 
+    def remove(self, seq: Sequence) -> bool:
+        removed = super().remove(seq)
+        if removed:
+            del self._standing[seq.row]
+        return removed
+
+    def drain(self) -> list[Sequence]:
+        self._standing.clear()
+        return super().drain()
+
     def _quantum(self, level: int) -> int:
         return self.settings.mlfq_quantum << level
 

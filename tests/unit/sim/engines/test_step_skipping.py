@@ -91,6 +91,12 @@ def test_a_span_is_its_steps(name: str, stages: int, seed: int) -> None:
 def _check_tokens(run) -> None:  # type: ignore[no-untyped-def]
     """Each finished request has its tokens, in order, from its first to its last."""
     table, offsets, times = run.requests, run.tokens.offsets, run.tokens.times_s
+    gaps = np.delete(
+        np.diff(times), offsets[1:-1][(offsets[1:-1] > 0) & (offsets[1:-1] < len(times))] - 1
+    )
+    seconds, tokens = run.tokens.gaps()
+    pooled = np.repeat(seconds, tokens)
+    np.testing.assert_allclose(np.sort(pooled), np.sort(gaps), rtol=0, atol=1e-9)
     finished = table.status == 0
     assert np.isin(table.status, (0, 3)).all(), "requests finish or are rejected"
     assert (table.generated_tokens[finished] == table.output_tokens[finished]).all()
