@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,25 +17,26 @@ if TYPE_CHECKING:
     from penstock.experiments.rows import Row
     from penstock.plan.planner import Progress, ProgressCallback
 
-SYSTEMS = ("helix",)
+SYSTEMS = ("helix", "adaserve")
 
 
 def reproduce(
-    system: str = typer.Argument(help="Published system: helix."),
+    system: str = typer.Argument(help="Published system: helix or adaserve."),
     sections: list[str] | None = typer.Argument(
-        None, help="Sections of the paper (6.3 to 6.9) or max-flow; default: all."
+        None,
+        help="Sections (helix: 6.3 to 6.9, max-flow) or figures (adaserve: fig8); default: all.",
     ),
     only: str = typer.Option(
         "", "--only", help="Run only cases whose name holds all these words ('70b offline helix')."
     ),
     granularity: str = typer.Option(
-        "layerwise", "--granularity", help="layerwise (published semantics) or nodewise."
+        "layerwise", "--granularity", help="Helix: layerwise (as published) or nodewise."
     ),
     fair: bool = typer.Option(
-        False, "--fair", help="All methods at equal load, fair retry, honest KV memory."
+        False, "--fair", help="Helix: all methods at equal load, fair retry, honest KV memory."
     ),
     ours: bool = typer.Option(
-        False, "--ours", help="Our planner (and all others) in the published benchmark."
+        False, "--ours", help="Our own planner or controller in the published benchmark."
     ),
     processes: int | None = typer.Option(
         None, "--processes", help="Processes to use; default: all cores, at most 8."
@@ -51,7 +53,6 @@ def reproduce(
 
     Example: penstock reproduce helix 6.3 --only "70b offline"
     """
-    from penstock import api
     from penstock.errors import InputError, SpecError
     from penstock.experiments.reference import find_reference
     from penstock.spec.names import did_you_mean
@@ -66,11 +67,12 @@ def reproduce(
         raise InputError(f"{output}: is a file, and -o names a folder; choose another name")
     check_writable(output)
     folder = find_reference(reference, system)
-    workers = processes or min(api.MAX_PROCESSES, api.available_cores())
+    choice = _Choice(
+        tuple(sections or ()), only, granularity, fair, ours, processes or _default_processes()
+    )
+    runner = _adaserve if system == "adaserve" else _helix
     with _news() as progress:
-        rows, unfinished = _run(
-            folder / system, sections or [], only, granularity, fair, ours, workers, progress
-        )
+        rows, unfinished = runner(folder / system, choice, progress)
     written = _write(rows, output)
     if output_format is Format.json:
         from penstock.experiments.rows import as_dicts
@@ -85,15 +87,26 @@ def reproduce(
         raise KeyboardInterrupt
 
 
-def _run(
-    helix: Path,
-    sections: Sequence[str],
-    only: str,
-    granularity: str,
-    fair: bool,
-    ours: bool,
-    processes: int,
-    progress: ProgressCallback,
+@dataclass(frozen=True)
+class _Choice:
+    """What was asked for on the command line."""
+
+    sections: tuple[str, ...]
+    only: str
+    granularity: str
+    fair: bool
+    ours: bool
+    processes: int
+
+
+def _default_processes() -> int:
+    from penstock import api
+
+    return min(api.MAX_PROCESSES, api.available_cores())
+
+
+def _helix(
+    helix: Path, choice: _Choice, progress: ProgressCallback
 ) -> tuple[list[Row], tuple[str, ...]]:
     """The published table unless only --ours or --fair was asked for, then those two."""
     from penstock.experiments.helix.benchmark import benchmark_helix
@@ -104,10 +117,16 @@ def _run(
         reproduce_helix,
     )
 
-    request = Request(check_sections(sections), only, check_granularity(granularity), processes)
+    fair, ours = choice.fair, choice.ours
+    request = Request(
+        check_sections(choice.sections),
+        choice.only,
+        check_granularity(choice.granularity),
+        choice.processes,
+    )
     rows: list[Row] = []
     unfinished: tuple[str, ...] = ()
-    if sections or not (fair or ours):
+    if choice.sections or not (fair or ours):
         table = reproduce_helix(helix, request, progress)
         rows += table.rows
         unfinished = table.unfinished
@@ -116,6 +135,26 @@ def _run(
         rows += table.rows
         unfinished = table.unfinished
     return rows, unfinished
+
+
+def _adaserve(
+    adaserve: Path, choice: _Choice, progress: ProgressCallback
+) -> tuple[list[Row], tuple[str, ...]]:
+    """The chosen figures; --ours adds the controller's comparison, alone if nothing is named."""
+    from penstock.errors import InputError
+    from penstock.experiments.adaserve.reproduce import (
+        OURS,
+        Request,
+        check_sections,
+        reproduce_adaserve,
+    )
+
+    if choice.fair or choice.granularity != "layerwise":
+        raise InputError("--fair and --granularity belong to helix; leave them out for adaserve")
+    names = [*choice.sections, OURS] if choice.ours else choice.sections
+    request = Request(check_sections(names), choice.only, choice.processes)
+    table = reproduce_adaserve(adaserve, request, progress)
+    return list(table.rows), table.unfinished
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from penstock.cli.main import execute
 from penstock.errors import SpecError
 from penstock.experiments.adaserve.cases import read_points
 from penstock.experiments.adaserve.ours import our_rows
@@ -147,3 +149,19 @@ def test_calibration_pays_when_the_draft_is_overconfident(adaserve: Path) -> Non
         for calibrate in (True, False)
     ]
     assert attained[0] > attained[1] + 0.05
+
+
+def test_the_command_runs_one_figure_and_refuses_what_is_helixs(
+    adaserve: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``penstock reproduce adaserve fig8``: JSON rows on stdout; flags of Helix are one line."""
+    argv = ["reproduce", "adaserve", "--reference", str(adaserve.parent), "--processes", "1"]
+    only = ["--only", "vllm-spec(4) qwen2.5 2.4", "--format", "json"]
+    assert execute([*argv, "fig8", *only]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["metric"] for row in rows] == ["vLLM-Spec(4) attainment"]
+    for wrong, message in ((["fig8", "--fair"], "helix"), (["fig88"], "fig8")):
+        assert execute([*argv, *wrong]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
