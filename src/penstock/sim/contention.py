@@ -99,6 +99,8 @@ class ContendedTransport:
         link.busy_s += sent - now
         link.sent_bytes += size
         item.sent_s = now
+        if item.prefill and link.src < len(self._nodes):
+            self._nodes[link.src].left(item, now)
         self._loop.at(sent, ARRIVE, self._sent, (leg, rate, item))
 
     def _reserve(self, leg: int, rate: float) -> None:

@@ -90,6 +90,10 @@ class NodeState:
         if self.running is None and time_s < self.wake_s:
             self._wake_at(time_s)
 
+    def left(self, item: Sequence, now: float) -> None:
+        """Count the time a prompt spent here, from its arrival until it is sent on."""
+        self.prompt_residence_s += now - item.arrived_s
+
     def queue_length(self, now: float) -> int:
         """Iterations that wait for the first layer."""
         self._take_in(now)
@@ -203,6 +207,5 @@ class NodeState:
             if item.prefill:
                 self.prefill_tokens += item.tokens
                 self.prompt_visits += 1
-                self.prompt_residence_s += now - item.arrived_s
             else:
                 self.decode_tokens += 1

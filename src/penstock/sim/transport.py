@@ -101,6 +101,8 @@ class FixedRateTransport:
             item.hop = hop
             link = links[item.legs[hop]]
             item.sent_s, arrive = link.send(now, item.tokens)
+            if item.prefill and not at_home:
+                nodes[link.src].left(item, item.sent_s)
             if hop < len(item.hops):
                 item.layer = item.hops[hop].start_layer
                 nodes[link.dst].deliver(arrive, [item], link.free_s)
@@ -125,6 +127,10 @@ class FixedRateTransport:
             for item in group:
                 tokens += item.tokens
             begin, arrive = link.send(now, tokens)
+            if not at_home:
+                for item in group:
+                    if item.prefill:
+                        self._nodes[link.src].left(item, begin)
             if self._paths is not None:
                 for item in group:
                     item.sent_s = begin
