@@ -22,6 +22,7 @@ from penstock.cli import (
     reproduce,
     schema,
     simulate,
+    sweep,
     trace,
     validate,
 )
@@ -49,6 +50,7 @@ app = typer.Typer(
 app.command("init")(init.init)
 app.command("plan")(plan.plan)
 app.command("simulate")(simulate.simulate)
+app.command("sweep")(sweep.sweep)
 app.command("compare")(compare.compare)
 app.command("reproduce")(reproduce.reproduce)
 app.command("export")(export.export)
