@@ -17,14 +17,15 @@ if TYPE_CHECKING:
     from penstock.experiments.rows import Row
     from penstock.plan.planner import Progress, ProgressCallback
 
-SYSTEMS = ("helix", "adaserve")
+SYSTEMS = ("helix", "adaserve", "distserve", "sds")
 
 
 def reproduce(
-    system: str = typer.Argument(help="Published system: helix or adaserve."),
+    system: str = typer.Argument(help="Published system: helix, adaserve, distserve or sds."),
     sections: list[str] | None = typer.Argument(
         None,
-        help="Sections (helix: 6.3 to 6.9, max-flow) or figures (adaserve: fig8); default: all.",
+        help="Sections (helix: 6.3 to 6.9, max-flow; distserve: simulator, search, 8, 9; sds: "
+        "policy, pools, operations, trace) or figures (adaserve: fig8); default: all.",
     ),
     only: str = typer.Option(
         "", "--only", help="Run only cases whose name holds all these words ('70b offline helix')."
@@ -66,13 +67,20 @@ def reproduce(
     if output is not None and output.exists() and not output.is_dir():
         raise InputError(f"{output}: is a file, and -o names a folder; choose another name")
     check_writable(output)
-    folder = find_reference(reference, system)
+    data = "distserve" if system == "sds" else system
+    folder = find_reference(reference, data)
     choice = _Choice(
-        tuple(sections or ()), only, granularity, fair, ours, processes or _default_processes()
+        tuple(sections or ()),
+        only,
+        granularity,
+        fair,
+        ours,
+        processes or _default_processes(),
+        output,
     )
-    runner = _adaserve if system == "adaserve" else _helix
+    runners = {"adaserve": _adaserve, "distserve": _distserve, "sds": _sds, "helix": _helix}
     with _news() as progress:
-        rows, unfinished = runner(folder / system, choice, progress)
+        rows, unfinished = runners[system](folder / data, choice, progress)
     written = _write(rows, output)
     if output_format is Format.json:
         from penstock.experiments.rows import as_dicts
@@ -97,6 +105,7 @@ class _Choice:
     fair: bool
     ours: bool
     processes: int
+    output: Path | None
 
 
 def _default_processes() -> int:
@@ -155,6 +164,40 @@ def _adaserve(
     request = Request(check_sections(names), choice.only, choice.processes)
     table = reproduce_adaserve(adaserve, request, progress)
     return list(table.rows), table.unfinished
+
+
+def _distserve(
+    folder: Path, choice: _Choice, progress: ProgressCallback
+) -> tuple[list[Row], tuple[str, ...]]:
+    from penstock.experiments.distserve.reproduce import (
+        Request,
+        check_sections,
+        reproduce_distserve,
+    )
+
+    _refuse_helix_options(choice)
+    request = Request(check_sections(choice.sections), choice.only, choice.processes)
+    table = reproduce_distserve(folder, request, progress)
+    return list(table.rows), table.unfinished
+
+
+def _sds(
+    folder: Path, choice: _Choice, progress: ProgressCallback
+) -> tuple[list[Row], tuple[str, ...]]:
+    """Also writes ``distserve-2000-10.exp`` into the output folder."""
+    from penstock.experiments.sds.reproduce import Request, check_sections, reproduce_sds
+
+    _refuse_helix_options(choice)
+    request = Request(check_sections(choice.sections), choice.only, choice.processes, choice.output)
+    table = reproduce_sds(folder, request, progress)
+    return list(table.rows), table.unfinished
+
+
+def _refuse_helix_options(choice: _Choice) -> None:
+    from penstock.errors import InputError
+
+    if choice.fair or choice.ours or choice.granularity != "layerwise":
+        raise InputError("--fair, --ours and --granularity do not belong here; leave them out")
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import inf
 
+import numpy as np
+
 from penstock.cost.steps import StepCostModel
 from penstock.errors import InputError, SpecError
 from penstock.measure.run import Run, RunEvent
@@ -24,6 +26,7 @@ from penstock.sim.disaggregated.simulate import RoleSimulation
 from penstock.sim.disaggregated.transfers import Handoff
 from penstock.sim.engines.fleet import EngineSpec
 from penstock.sim.engines.options import EngineOptions
+from penstock.sim.engines.recorder import QUEUED, RUNNING
 from penstock.spec.availability import AvailabilityEvent, Operation
 from penstock.spec.workload import Workload
 
@@ -181,18 +184,33 @@ class _Elastic(RoleSimulation):
             )
         for gpu, since in self._since.items():
             if gpu in self._at:
-                self._gpu_seconds += max(0.0, self._now - since)
+                self._gpu_seconds += max(0.0, self._ended_s(run) - since)
         return ElasticRun(run, tuple(self._effects), self._gpu_seconds)
+
+    @staticmethod
+    def _ended_s(run: Run) -> float:
+        last = run.requests.last_token_s
+        return float(np.nanmax(last)) if np.isfinite(last).any() else 0.0
 
     # -- changes ------------------------------------------------------------------------------
 
     def _notice(self, change: PoolChange, now: float) -> None:
         for gpu in change.lost:
             engine = self._at.get(gpu)
-            if engine is not None:
+            if engine is not None and not self._over():
                 self._withdraw(engine, now, rescue=self._pool.kv_rescue)
 
+    def _over(self) -> bool:
+        """Whether all requests have ended: what happens to the pool later is nobody's."""
+        if self._source.next_s < inf:
+            return False
+        status = self._recorder.status[: len(self._recorder)]
+        return QUEUED not in status and RUNNING not in status
+
     def _change(self, change: PoolChange, now: float) -> None:
+        if self._over():
+            self._stopped = True
+            return
         before = (self._retried, self._reprefilled, self._rescued)
         changed = 0
         for gpu in change.lost:
