@@ -17,6 +17,7 @@ VERBS = (
     "plan",
     "simulate",
     "compare",
+    "sweep",
     "reproduce",
     "export",
     "trace",
