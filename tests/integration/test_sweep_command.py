@@ -49,6 +49,16 @@ def test_mistakes_are_one_line(
     assert words in errors[0]
 
 
+def test_the_criterion_of_vidur_asks_only_for_early_scheduling(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """99 % are scheduled within 5 s; latency limits beside it are refused."""
+    assert execute([*SMALL, "--vidur-criterion", "--seeds", "1", "--format", "json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["best"]["attainment"] >= 0.99
+    assert execute([*SMALL, *LIMITS, "--vidur-criterion"]) == 2
+
+
 @pytest.mark.reference
 def test_distserve_and_sds_are_reproduced(
     reference: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

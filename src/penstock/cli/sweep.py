@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from penstock.spec.workload import SLO, Workload
 
 
+# Vidur-Search (MLSys 2024): the 99th percentile of the scheduling delay is under 5 s.
+VIDUR_QUEUE_S = 5.0
+VIDUR_ATTAINMENT = 0.99
+
+
 def sweep(
     model: str = typer.Argument(help="Model: preset, config.json or YAML."),
     workload: str = typer.Argument("azure-conv-online", help="Traffic: YAML, trace or preset."),
@@ -34,6 +39,11 @@ def sweep(
     tpot: str | None = typer.Option(None, "--tpot", help="Limit per further token: '50 ms'."),
     attainment: float = typer.Option(
         0.9, "--attainment", help="Share of the requests that must meet all limits."
+    ),
+    vidur: bool = typer.Option(
+        False,
+        "--vidur-criterion",
+        help="Instead of limits: 99 % of the requests are scheduled within 5 s (Vidur-Search).",
     ),
     tensor_parallel_size: list[int] = typer.Option(
         [1, 2, 4, 8], "--tensor-parallel-size", "--tp", help="Sizes to try."
@@ -72,6 +82,7 @@ def sweep(
     from penstock.sim.disaggregated.probes import FleetProbes
     from penstock.spec.load import load_model, load_workload
     from penstock.spec.units import parse_bandwidth
+    from penstock.spec.workload import SLO
 
     for path in (html, resume):
         check_writable(path)
@@ -88,7 +99,12 @@ def sweep(
     for name in scheduler:
         scheduler_class(name)
     traffic = load_workload(workload)
-    limits = _limits(ttft, tpot, traffic)
+    if vidur and (ttft is not None or tpot is not None):
+        raise SpecError("replaces --ttft and --tpot", key="--vidur-criterion", fix="give one")
+    limits = SLO() if vidur else _limits(ttft, tpot, traffic)
+    max_queue_s = VIDUR_QUEUE_S if vidur else None
+    if vidur:
+        attainment = VIDUR_ATTAINMENT
     cost = StepRoofline(load_model(model))
     prompt, output = _means(traffic)
     question = Question(
@@ -106,9 +122,11 @@ def sweep(
         tuple(chunk),
         disaggregated,
         mixed,
+        max_queue_s=max_queue_s,
     )
     handoff = HandoffSettings(parse_bandwidth(kv_bandwidth), 1e-4)
     probes = FleetProbes(cost, traffic, limits, attainment, handoff, memory=resume)
+    probes.max_queue_s = max_queue_s
     known = probes.remember()
     if known:
         note(f"{known} probes are known from {resume}")

@@ -58,7 +58,10 @@ def _tag(name: str, content: str) -> str:
 
 def _limits(sweep: Sweep) -> str:
     slo = sweep.question.slo
+    limits: tuple[tuple[str, float | None], ...]
     limits = (("TTFT", slo.ttft_s), ("TPOT", slo.tpot_s), ("e2e", slo.e2e_s))
+    if sweep.question.max_queue_s is not None:
+        limits = (*limits, ("queueing", sweep.question.max_queue_s))
     return ", ".join(f"{name} {1e3 * limit:g} ms" for name, limit in limits if limit is not None)
 
 

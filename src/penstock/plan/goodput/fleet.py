@@ -93,6 +93,13 @@ class Probe:
     tpot_p99_s: float
     output_tokens_per_s: float
     ended_early: bool = False
+    queue_share: float = 1.0
+
+    @property
+    def binding(self) -> str:
+        """The limit that fewest requests met."""
+        shares = {"TPOT": self.tpot_share, "TTFT": self.ttft_share, "queueing": self.queue_share}
+        return min(shares, key=lambda name: shares[name])
 
 
 class Probes(Protocol):
@@ -103,7 +110,11 @@ class Probes(Protocol):
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked. ``offers``: accelerators and how many of each may be used (None = any)."""
+    """What is asked. ``offers``: accelerators and how many of each may be used (None = any).
+
+    ``max_queue_s`` limits the time until a request is first scheduled: with 5 s and an
+    ``attainment`` of 0.99 that is the criterion of Vidur-Search (MLSys 2024).
+    """
 
     cost: StepCostModel
     slo: SLO
@@ -120,6 +131,7 @@ class Question:
     disaggregated: bool = True
     mixed: bool = True
     gpu_memory_utilization: float = 0.9
+    max_queue_s: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.rate_per_s < inf:
@@ -128,7 +140,8 @@ class Question:
             raise SpecError(
                 "must lie between 0 and 1", key="attainment", value=self.attainment, fix="try 0.9"
             )
-        if self.slo.ttft_s is None and self.slo.tpot_s is None and self.slo.e2e_s is None:
+        limits = (self.slo.ttft_s, self.slo.tpot_s, self.slo.e2e_s, self.max_queue_s)
+        if all(limit is None for limit in limits):
             raise SpecError("no limit is given", key="slo", fix="give --ttft, --tpot or both")
         for accelerator, _ in self.offers:
             if accelerator.price_per_hour is None:
@@ -162,7 +175,7 @@ class Tried:
 
     @property
     def binding(self) -> str:
-        return "TTFT" if self.probe.ttft_share < self.probe.tpot_share else "TPOT"
+        return self.probe.binding
 
 
 @dataclass(frozen=True)
@@ -294,7 +307,7 @@ class _Search:
         if kept is not None:
             return Capacity(choice, low, probe=kept)
         assert last is not None
-        binding = "TTFT" if last.ttft_share < last.tpot_share else "TPOT"
+        binding = last.binding
         return Capacity(choice, 0.0, binding, f"misses {binding} even at {high:.2g} req/s", last)
 
     def _probe(self, choice: EngineChoice, rate: float) -> Probe:
@@ -405,7 +418,7 @@ class _Search:
         # Engines for both phases tell most; those that have memory tell more than those without.
         failed = [one for one in self.capacities if not one.rate_per_s]
         failed = [one for one in failed if one.choice.role == "both"] or failed
-        near = [one for one in failed if one.binding in {"TTFT", "TPOT"}] or failed
+        near = [one for one in failed if one.binding in {"TTFT", "TPOT", "queueing"}] or failed
         counts: dict[str, int] = {}
         for one in near:
             counts[one.binding] = counts.get(one.binding, 0) + 1

@@ -44,6 +44,7 @@ class FleetProbes:
     least_s: float = 60.0
     warmup_share: float = 0.1
     memory: Path | None = None
+    max_queue_s: float | None = None
     runs: int = 0
     known: dict[str, Probe] = field(default_factory=dict)
 
@@ -56,7 +57,8 @@ class FleetProbes:
         return found
 
     def _about(self) -> str:
-        return f"{self.cost.model.name}|{self.workload.name}|{self.slo}|{self.attainment}"
+        limits = f"{self.slo}|{self.max_queue_s}|{self.attainment}"
+        return f"{self.cost.model.name}|{self.workload.name}|{limits}"
 
     def _run(self, fleet: Fleet, rate_per_s: float, seed: int, phase: Phase) -> Probe:
         self.runs += 1
@@ -85,7 +87,9 @@ class FleetProbes:
         tpot = (table.last_token_s - begun)[sent] / steps
         e2e = (table.last_token_s - table.arrival_s)[sent]
         first, rest = _within(ttft, limits.ttft_s), _within(tpot, limits.tpot_s)
-        both = first & rest & _within(e2e, limits.e2e_s) & done
+        queued = (table.admitted_s - table.arrival_s)[sent]
+        soon = _within(queued, None if phase == "decode" else self.max_queue_s)
+        both = first & rest & _within(e2e, limits.e2e_s) & soon & done
         length_s = max(float(run.header["end_s"]) - float(table.arrival_s[0]), 1e-9)  # type: ignore[arg-type]
         return Probe(
             float(both.sum()) / count,
@@ -95,6 +99,7 @@ class FleetProbes:
             _p99(tpot),
             float(table.generated_tokens.sum()) / length_s,
             watch.certain,
+            float(soon.sum()) / count,
         )
 
     def _requests(self, rate_per_s: float, seed: int, phase: Phase) -> tuple[Request, ...]:
