@@ -32,14 +32,19 @@ from penstock.plan.search.ladder import (
 )
 from penstock.plan.surrogate import Surrogate
 
-QUICK = 0.5
+QUICK = 0.3
 """Share of the full measurement spent on a first look."""
+_UNHURRIED = 0.9
 _MOST_UNHURRIED = 30
-"""Fleets up to this size are measured in full at once where slow links make the start long."""
+"""Fleets up to this size get a longer first look where slow links make the start long."""
 _REFINED = 2
 """Best candidates around which the ladder is refined."""
 _PER_REFINEMENT = 6
 _FINALISTS = 12
+_WIDER_RUNS = 48
+_WIDE_SHARES = (0.5, 0.85)
+_WIDE_HOPS = (0.1, 0.35)
+_WIDE_MEMORY = (0.0, 0.3, 0.35, 0.4, 0.45)
 _SAME_RUNG = 2
 _MOST_BLOCK_NODES = 150
 _SHALLOW_SHARES = (0.55, 0.65, 0.74, 0.82, 0.9)
@@ -85,7 +90,7 @@ class Serving:
         self._routes = Routes(self.problem)
         self._has_slow_links = bool(slowness(self.problem).any())
         unhurried = self._has_slow_links and self.problem.num_nodes <= _MOST_UNHURRIED
-        self._quick = 1.0 if unhurried else QUICK
+        self._quick = _UNHURRIED if unhurried else QUICK
 
     @property
     def best(self) -> Scored | None:
@@ -117,6 +122,7 @@ class Serving:
             starts += [origin if k % 2 else None for k in range(_PER_REFINEMENT)]
         self._anneal(run_jobs, near, starts, 0.55, 0.85)
         self._measure(_measurable(self.problem.num_nodes) // 2)
+        self._widen(run_jobs)
         self._finish()
 
     def _build_shallow(self) -> None:
@@ -177,16 +183,33 @@ class Serving:
 
     def _measure(self, most: int) -> None:
         """Have the evaluator take a quick look at the best candidates not looked at yet."""
-        if self.evaluate is None or (self.deadline.passed and self.measured):
-            return
         done = {_key(scored.candidate) for scored in self.measured}
         fresh = [s for key, s in self.seen.items() if key not in done]
         fresh.sort(key=lambda scored: -scored.estimate)
-        chosen = _varied(fresh, most)
+        self._look_at(_varied(fresh, most), None)
+
+    def _look_at(self, chosen: Sequence[Scored], fraction: float | None) -> None:
+        if self.evaluate is None or (self.deadline.passed and self.measured):
+            return
         plans = [self.make_plan(scored.candidate) for scored in chosen]
         for scored, score in zip(chosen, self.evaluate(plans, self._quick), strict=True):
             self.measured.append(Scored(scored.candidate, scored.estimate, score))
-        self._say(f"{len(self.measured)} candidates measured", None)
+        self._say(f"{len(self.measured)} candidates measured", fraction)
+
+    def _widen(self, run_jobs: RunJobs) -> None:
+        """More starts with prices drawn at random: luck of the start outweighs the prices."""
+        count = _WIDER_RUNS if self.problem.num_nodes <= _MOST_UNHURRIED else 0
+        if self.evaluate is None or self._has_slow_links or not count:
+            return
+        rng = Random(f"{self.seed}/widen")
+        rungs = [
+            Rung(
+                rng.uniform(*_WIDE_SHARES), rng.uniform(*_WIDE_HOPS), 0.0, rng.choice(_WIDE_MEMORY)
+            )
+            for _ in range(count)
+        ]
+        self._anneal(run_jobs, rungs, [None] * count, 0.6, 0.8)
+        self._measure(2 * count)
 
     def _ranked(self) -> list[Scored]:
         pool = self.measured or list(self.seen.values())
@@ -195,9 +218,6 @@ class Serving:
     def _finish(self) -> None:
         """Measure the best in full."""
         if self.evaluate is None or self.deadline.passed:
-            return
-        if self._quick == 1.0:
-            self.final = list(self.measured)
             return
         chosen = self._ranked()[: _finalists(self.problem.num_nodes)]
         plans = [self.make_plan(scored.candidate) for scored in chosen]
