@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,13 +14,15 @@ from penstock.cli.common import Format, check_writable, note, print_json, progre
 
 if TYPE_CHECKING:
     from penstock.experiments.rows import Row
-    from penstock.plan.planner import Progress, ProgressCallback
+    from penstock.plan.planner import ProgressCallback
 
-SYSTEMS = ("helix", "adaserve", "distserve", "sds")
+SYSTEMS = ("helix", "vidur", "adaserve", "distserve", "sds")
 
 
 def reproduce(
-    system: str = typer.Argument(help="Published system: helix, adaserve, distserve or sds."),
+    system: str = typer.Argument(
+        help="Published system: helix, vidur, adaserve, distserve or sds."
+    ),
     sections: list[str] | None = typer.Argument(
         None,
         help="Sections (helix: 6.3 to 6.9, max-flow; distserve: simulator, search, 8, 9; sds: "
@@ -78,8 +79,14 @@ def reproduce(
         processes or _default_processes(),
         output,
     )
-    runners = {"adaserve": _adaserve, "distserve": _distserve, "sds": _sds, "helix": _helix}
-    with _news() as progress:
+    runners = {
+        "helix": _helix,
+        "vidur": _vidur,
+        "adaserve": _adaserve,
+        "distserve": _distserve,
+        "sds": _sds,
+    }
+    with progress_line() as progress:
         rows, unfinished = runners[system](folder / data, choice, progress)
     written = _write(rows, output)
     if output_format is Format.json:
@@ -166,6 +173,15 @@ def _adaserve(
     return list(table.rows), table.unfinished
 
 
+def _vidur(
+    folder: Path, choice: _Choice, progress: ProgressCallback
+) -> tuple[list[Row], tuple[str, ...]]:
+    from penstock.experiments.vidur.reproduce import reproduce_vidur
+
+    _refuse_helix_options(choice)
+    return reproduce_vidur(folder, choice.sections, choice.processes, progress), ()
+
+
 def _distserve(
     folder: Path, choice: _Choice, progress: ProgressCallback
 ) -> tuple[list[Row], tuple[str, ...]]:
@@ -198,21 +214,6 @@ def _refuse_helix_options(choice: _Choice) -> None:
 
     if choice.fair or choice.ours or choice.granularity != "layerwise":
         raise InputError("--fair, --ours and --granularity do not belong here; leave them out")
-
-
-@contextmanager
-def _news() -> Iterator[ProgressCallback]:
-    """A bar on a terminal; in a pipe one line on stderr for each finished run."""
-    if sys.stderr.isatty():
-        with progress_line() as show:
-            yield show
-        return
-
-    def line(news: Progress) -> None:
-        share = "" if news.fraction is None else f"{100 * news.fraction:3.0f} % "
-        note(f"{share}{news.message}")
-
-    yield line
 
 
 def _write(rows: Sequence[Row], output: Path | None) -> list[Path]:
