@@ -6,6 +6,12 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# The same examples every time, so that a change is judged by itself; look for new ones with
+# --hypothesis-profile=default.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 REFERENCE = Path(
     os.environ.get("PENSTOCK_REFERENCE", Path(__file__).parents[2] / "shared" / "reference")

@@ -98,6 +98,11 @@ class VllmV1(Scheduler):
             if seq.shared:
                 need -= len(seq.shared) * blocks.piece_blocks
             while not blocks.can_take(need):
+                if not prompts and self._others_in_flight(seq, cohort, prefill):
+                    # Giving up its blocks now, it would come back to take those of the batch in
+                    # flight, which would do the same in turn: neither would ever end.
+                    self._leave_behind([seq])
+                    break
                 victim = prompts.pop() if prompts else seq
                 self._preempt(victim, cohort)
                 if victim is seq:
@@ -108,6 +113,13 @@ class VllmV1(Scheduler):
                 prefill.append((seq, tokens))
                 left -= tokens
         return left
+
+    def _others_in_flight(
+        self, seq: Sequence, cohort: Cohort, prefill: list[tuple[Sequence, int]]
+    ) -> bool:
+        """Whether a batch of other sequences is on its way through the pipeline."""
+        here = cohort.seqs + len(prefill) + len(self._front) + len(self._tail) + 1
+        return self.held > here
 
     def _admit(self, seq: Sequence, left: int) -> int:
         """Take the blocks of the first chunk; returns its tokens, 0 if it cannot enter now."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from itertools import chain
 
 from penstock.policy.blocks import BlockManager
 from penstock.policy.schedulers.base import Progress
@@ -21,10 +22,15 @@ OUTPUT_WEIGHT = 2.0
 
 
 class FairQueue:
-    """A queue per client; the head is that of the client with the smallest counter."""
+    """A queue per client; the head is that of the client with the smallest counter.
+
+    Preempted sequences come before all clients: if two of different clients took turns in
+    preempting each other, neither would ever end.
+    """
 
     def __init__(self) -> None:
         self.served: dict[str, float] = {}
+        self._preempted: deque[Sequence] = deque()
         self._queues: dict[str, deque[Sequence]] = {}
         self._last_left = ""
 
@@ -32,28 +38,29 @@ class FairQueue:
         self._queue(seq.client).append(seq)
 
     def appendleft(self, seq: Sequence, /) -> None:
-        self._queue(seq.client).appendleft(seq)
+        self._preempted.appendleft(seq)
 
     def popleft(self) -> Sequence:
+        # A sequence that starts over has paid for its prompt before.
+        if self._preempted:
+            return self._preempted.popleft()
         client = self._next()
         queue = self._queues[client]
         seq = queue.popleft()
         if not queue:
             del self._queues[client]
             self._last_left = client
-        # A sequence that starts over has paid for its prompt before.
-        if not seq.preemptions:
-            self.served[client] += INPUT_WEIGHT * seq.prompt_tokens
+        self.served[client] += INPUT_WEIGHT * seq.prompt_tokens
         return seq
 
     def __getitem__(self, index: int, /) -> Sequence:
-        return self._queues[self._next()][index]
+        return self._preempted[0] if self._preempted else self._queues[self._next()][index]
 
     def __len__(self) -> int:
-        return sum(map(len, self._queues.values()))
+        return len(self._preempted) + sum(map(len, self._queues.values()))
 
     def __iter__(self) -> Iterator[Sequence]:
-        return (seq for queue in self._queues.values() for seq in queue)
+        return chain(self._preempted, *self._queues.values())
 
     @property
     def num_clients(self) -> int:
