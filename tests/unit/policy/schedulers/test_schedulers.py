@@ -218,6 +218,8 @@ def test_names_are_forgiving_and_mistakes_named() -> None:
         make_scheduler(SchedulerSettings(max_num_seqs=64, max_num_batched_tokens=32), blocks)
     with pytest.raises(SpecError, match="prefix"):
         make_scheduler(SchedulerSettings(name="orca", enable_prefix_caching=True), blocks)
+    with pytest.raises(SpecError, match="pipeline_parallel_size 1"):
+        make_scheduler(SchedulerSettings(name="priority"), blocks, num_stages=2)
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
