@@ -182,19 +182,22 @@ def showcase(
     workload: Workload | str | Path = DEFAULT_WORKLOAD,
     *,
     profiles: str | Path | None = None,
-    baseline_time_limit_s: float = 8.0,
+    milp_time_limit_s: float = 8.0,
+    search_time_limit_s: float = 35.0,
     seed: int = 0,
     progress: ProgressCallback = silent,
 ) -> Showcase:
     """Plan with every planner and simulate every plan under the same workload.
 
-    ``baseline_time_limit_s`` stops the mixed-integer program, which would run for hours.
+    ``milp_time_limit_s`` stops the mixed-integer program, which would run for hours;
+    ``search_time_limit_s`` keeps our own search to a part of what ``plan`` spends by default.
     """
     from penstock.evaluate import simulate_all
     from penstock.plan.registry import planners
     from penstock.sim.options import SimulationOptions
 
     names = list(planners())
+    limits = {"helix-milp": milp_time_limit_s, "penstock": search_time_limit_s}
     plans: list[Plan] = []
     infeasible: list[tuple[str, str]] = []
     for done, name in enumerate(names):
@@ -208,7 +211,7 @@ def showcase(
                     planner=name,
                     objective="throughput" if name == "penstock" else "maxflow",
                     profiles=profiles,
-                    time_limit_s=baseline_time_limit_s if name == "helix-milp" else None,
+                    time_limit_s=limits.get(name),
                     seed=seed,
                 )
             )
