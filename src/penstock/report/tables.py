@@ -112,7 +112,7 @@ def plan_table(plan: Plan) -> Table:
 def planners_table(plans: Sequence[Plan], summaries: Sequence[Summary]) -> Table:
     """Planners down, what their users get across; the most decode tokens/s is bold."""
     table = Table(title="Every planner, simulated under the same workload", title_justify="left")
-    table.add_column("planner")
+    table.add_column("planner", no_wrap=True)
     for column in (
         "decode\ntok/s",
         "TTFT p50\ns",
@@ -120,7 +120,6 @@ def planners_table(plans: Sequence[Plan], summaries: Sequence[Summary]) -> Table
         "TPOT p50\ns",
         "max flow\ntok/s",
         "of bound\n%",
-        "nodes\nused",
     ):
         table.add_column(column, justify="right", no_wrap=True)
     best = max(summary.overall.decode_throughput_tokens_per_s for summary in summaries)
@@ -128,7 +127,6 @@ def planners_table(plans: Sequence[Plan], summaries: Sequence[Summary]) -> Table
         group = summary.overall
         decode = group.decode_throughput_tokens_per_s
         bound = plan.max_flow_bound_tokens_per_s
-        idle = {entry.node for entry in plan.unused}
         table.add_row(
             plan.planner,
             Text(f"{decode:,.1f}", "bold green" if decode == best else ""),
@@ -137,7 +135,6 @@ def planners_table(plans: Sequence[Plan], summaries: Sequence[Summary]) -> Table
             f"{group.tpot.p50:,.2f}",
             f"{plan.max_flow_tokens_per_s:,.1f}",
             "" if bound is None else f"{100 * plan.max_flow_tokens_per_s / bound:,.1f}",
-            f"{len(plan.cluster.nodes) - len(idle)} of {len(plan.cluster.nodes)}",
         )
     return table
 
