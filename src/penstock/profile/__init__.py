@@ -1,0 +1,1 @@
+"""Measures layers, links and engines on the machine it runs on. Needs ``penstock[serve]``."""
