@@ -26,7 +26,7 @@ from penstock.cost.step_fit_engine import (
 )
 from penstock.cost.step_roofline import StepRoofline
 from penstock.measure.run import STATUS
-from penstock.policy.schedulers.settings import SchedulerSettings
+from penstock.plan.settings import SchedulerSettings
 from penstock.sim.engines.fleet import EngineFleet, EngineSpec
 from penstock.sim.engines.options import EngineOptions
 from penstock.sim.engines.simulate import simulate_engines

@@ -77,7 +77,7 @@ def sweep(
     from penstock.cost.step_roofline import StepRoofline
     from penstock.errors import SpecError
     from penstock.plan.goodput.fleet import Question, cheapest_fleet
-    from penstock.policy.handoff import HandoffSettings
+    from penstock.plan.settings import HandoffSettings
     from penstock.policy.schedulers import scheduler_class
     from penstock.sim.disaggregated.probes import FleetProbes
     from penstock.spec.load import load_model, load_workload

@@ -8,14 +8,18 @@ the model and the cost model the plan was made for. ``docs/formats.md`` describe
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from penstock.plan.plan import Engine, Leg, Plan, Stage
 from penstock.plan.reading import plan_from_dict
 from penstock.storage import write_text
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 VERSION = 1
 _WIDTH = 100
@@ -54,7 +58,9 @@ def plan_to_dict(plan: Plan) -> dict[str, object]:
             "kv_high_water_mark": plan.routing.kv_high_water_mark,
             "expected_output_tokens": plan.routing.expected_output_tokens,
             "min_flow_share": plan.routing.min_flow_share,
+            **_changed(plan.routing, "engine_router", "decode_router"),
         },
+        **_serving(plan),
         "reasons": list(plan.reasons),
         "unused": [{"node": entry.node, "reason": entry.reason} for entry in plan.unused],
         "engines": [_engine_row(engine) for engine in plan.engines],
@@ -71,7 +77,7 @@ def _stage_row(stage: Stage) -> list[object]:
 
 def _engine_row(engine: Engine) -> dict[str, object]:
     limits = engine.limits
-    return {
+    row: dict[str, object] = {
         "name": engine.name,
         "role": engine.role,
         "stages": [_stage_row(stage) for stage in engine.stages],
@@ -81,6 +87,32 @@ def _engine_row(engine: Engine) -> dict[str, object]:
         "max_decode_seqs": limits.max_decode_seqs,
         "max_decode_context_tokens": limits.max_decode_context_tokens,
     }
+    if engine.scheduler is not None:
+        row["scheduler"] = {"name": engine.scheduler.name, **_changed(engine.scheduler)}
+    if engine.speculation is not None:
+        row["speculation"] = {"method": engine.speculation.method, **_changed(engine.speculation)}
+    if engine.url:
+        row["url"] = engine.url
+    return row
+
+
+def _serving(plan: Plan) -> dict[str, object]:
+    """What only some plans set: KV hand-over and the checkpoint."""
+    handoff = _changed(plan.handoff)
+    found: dict[str, object] = {"handoff": handoff} if handoff else {}
+    if plan.checkpoint:
+        found["checkpoint"] = plan.checkpoint
+    return found
+
+
+def _changed(settings: DataclassInstance, *names: str) -> dict[str, object]:
+    """The settings that differ from their defaults, of ``names`` (default: all)."""
+    found: dict[str, object] = {}
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if (not names or field.name in names) and value != field.default:
+            found[field.name] = value
+    return found
 
 
 def _leg_row(leg: Leg) -> list[object]:

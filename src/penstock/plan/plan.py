@@ -12,11 +12,21 @@ from functools import cached_property
 from typing import Literal
 
 from penstock.cost.base import BatchLimits
+from penstock.plan.settings import HandoffSettings, SchedulerSettings, SpeculationSettings
 from penstock.spec.cluster import Cluster
 from penstock.spec.model import ModelSpec
 
 Role = Literal["both", "prefill", "decode"]
 RouterName = Literal["maxflow", "swarm", "random", "shortest-queue"]
+EngineRouterName = Literal[
+    "flow-weighted",
+    "round-robin",
+    "random",
+    "least-outstanding",
+    "least-waiting",
+    "least-kv-use",
+    "prefix-affinity",
+]
 AdmissionName = Literal["queue", "drop", "none"]
 
 
@@ -37,7 +47,10 @@ class Stage:
 class Engine:
     """Stages in a pipeline under one batch scheduler, with one KV pool.
 
-    ``kv_capacity_layer_tokens`` counts (token, layer) entries over all its stages.
+    ``kv_capacity_layer_tokens`` counts (token, layer) entries over all its stages. With a
+    ``scheduler`` the engine holds the whole model and serves a request alone (or one phase of
+    it, by its ``role``); without one its node batches the iterations of requests whose path
+    leads through it, under ``limits``. ``url``: an OpenAI-compatible server instead of workers.
     """
 
     name: str
@@ -45,6 +58,15 @@ class Engine:
     kv_capacity_layer_tokens: int
     limits: BatchLimits
     role: Role = "both"
+    scheduler: SchedulerSettings | None = None
+    speculation: SpeculationSettings | None = None
+    url: str = ""
+
+    @property
+    def num_blocks(self) -> int:
+        """KV blocks of the whole engine, of its scheduler's block size."""
+        block_size = 16 if self.scheduler is None else self.scheduler.block_size
+        return self.kv_capacity_layer_tokens // (self.num_layers * block_size)
 
     @property
     def start_layer(self) -> int:
@@ -74,9 +96,15 @@ class Leg:
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """Router and its settings (Helix section 4: KV expectation, masking)."""
+    """Router and its settings (Helix section 4: KV expectation, masking).
+
+    ``router`` draws paths over nodes; ``engine_router`` picks among whole engines (of role
+    ``prefill`` or ``both``), ``decode_router`` among those that decode.
+    """
 
     router: RouterName = "maxflow"
+    engine_router: EngineRouterName = "least-outstanding"
+    decode_router: EngineRouterName = "least-outstanding"
     kv_high_water_mark: float = 0.9
     expected_output_tokens: float = 240.0
     min_flow_share: float = 0.05
@@ -96,7 +124,8 @@ class Plan:
     ``maxflow``, decode tokens/s for ``throughput``, good requests/s for ``goodput``.
     ``max_flow_tokens_per_s`` and its bound are always stated. ``cost`` is what rebuilds the cost
     model (``CostModel.to_dict``). Wall time is not part of a plan: the same inputs give the
-    same bytes.
+    same bytes. ``handoff`` is how KV memory moves between engines of different roles;
+    ``checkpoint`` the folder that ``serve`` loads weights from, unless it is told another.
     """
 
     cluster: Cluster
@@ -118,6 +147,13 @@ class Plan:
     seed: int = 0
     cost: Mapping[str, object] = field(default_factory=dict)
     version: str = ""
+    handoff: HandoffSettings = field(default_factory=HandoffSettings)
+    checkpoint: str = ""
+
+    @property
+    def whole_engines(self) -> bool:
+        """Whether every engine serves requests alone, under a batch scheduler of its own."""
+        return all(engine.scheduler is not None or engine.url for engine in self.engines)
 
     @property
     def gap(self) -> float | None:

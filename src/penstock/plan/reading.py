@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeVar, cast, get_args
+from typing import Any, TypeVar, cast, get_args
 
 from penstock.cost.base import BatchLimits
 from penstock.errors import SpecError
 from penstock.plan.plan import (
     AdmissionName,
     Engine,
+    EngineRouterName,
     Leg,
     Plan,
     Role,
@@ -19,6 +21,7 @@ from penstock.plan.plan import (
     Unused,
 )
 from penstock.plan.planner import Objective
+from penstock.plan.settings import HandoffSettings, SchedulerSettings, SpeculationSettings
 from penstock.spec.cluster import COORDINATOR, Cluster
 from penstock.spec.files import is_finite_number
 from penstock.spec.model import ModelSpec
@@ -31,8 +34,16 @@ _LIMITS = (
     "max_decode_seqs",
     "max_decode_context_tokens",
 )
-_ENGINE_KEYS = ("name", "role", "stages", "kv_capacity_layer_tokens", *_LIMITS)
-_ROUTING_KEYS = ("router", "kv_high_water_mark", "expected_output_tokens", "min_flow_share")
+_ENGINE_EXTRAS = ("role", "scheduler", "speculation", "url")
+_ENGINE_KEYS = ("name", "stages", "kv_capacity_layer_tokens", *_LIMITS, *_ENGINE_EXTRAS)
+_ENGINE_ROUTERS = ("engine_router", "decode_router")
+_ROUTING_KEYS = (
+    "router",
+    "kv_high_water_mark",
+    "expected_output_tokens",
+    "min_flow_share",
+    *_ENGINE_ROUTERS,
+)
 _KEYS = (
     "penstock_plan",
     "written_by",
@@ -47,6 +58,8 @@ _KEYS = (
     "seed",
     "admission",
     "routing",
+    "handoff",
+    "checkpoint",
     "reasons",
     "unused",
     "engines",
@@ -55,7 +68,15 @@ _KEYS = (
     "model",
     "cost",
 )
-_OPTIONAL = ("written_by", "bound", "max_flow_bound_tokens_per_s", "bound_method", "unused")
+_OPTIONAL = (
+    "written_by",
+    "bound",
+    "max_flow_bound_tokens_per_s",
+    "bound_method",
+    "unused",
+    "handoff",
+    "checkpoint",
+)
 _Item = TypeVar("_Item")
 
 
@@ -115,6 +136,8 @@ def _plan(data: Mapping[str, object]) -> Plan:
         seed=fields.whole("seed"),
         cost=fields.mapping("cost"),
         version=fields.text("written_by", ""),
+        handoff=_settings("handoff", HandoffSettings, data.get("handoff", {})),
+        checkpoint=fields.text("checkpoint", ""),
     )
 
 
@@ -222,7 +245,7 @@ def _name(place: str, value: object) -> str:
 
 
 def _engine(place: str, row: object) -> Engine:
-    fields = _Fields(place, row, _ENGINE_KEYS, ("role",))
+    fields = _Fields(place, row, _ENGINE_KEYS, _ENGINE_EXTRAS)
     stages = []
     for i, raw in enumerate(fields.rows("stages")):
         key = f"{place}.stages[{i}]"
@@ -233,7 +256,56 @@ def _engine(place: str, row: object) -> Engine:
     role = fields.one_of("role", get_args(Role)) if "role" in fields.data else "both"
     capacity = fields.whole("kv_capacity_layer_tokens")
     limits = BatchLimits(*(fields.whole(name) for name in _LIMITS))
-    return Engine(fields.text("name"), tuple(stages), capacity, limits, cast(Role, role))
+    data = fields.data
+    scheduler = speculation = None
+    if "scheduler" in data:
+        scheduler = _settings(f"{place}.scheduler", SchedulerSettings, data["scheduler"])
+    if "speculation" in data:
+        speculation = _settings(f"{place}.speculation", SpeculationSettings, data["speculation"])
+    return Engine(
+        fields.text("name"),
+        tuple(stages),
+        capacity,
+        limits,
+        cast(Role, role),
+        scheduler,
+        speculation,
+        fields.text("url", ""),
+    )
+
+
+def _settings(place: str, kind: type[_Item], data: object) -> _Item:
+    """A dataclass of settings from its keys; each value must have the type of its default."""
+    known = {field.name: field for field in dataclasses.fields(cast(Any, kind))}
+    checked = _Fields(place, data, tuple(known), tuple(known))
+    for name, value in checked.data.items():
+        allowed = [part.strip() for part in str(known[name].type).split("|")]
+        if not any(_KINDS.get(part, _is_text)(value) for part in allowed):
+            raise checked.fail(name, f"must be {' or '.join(map(_kind_name, allowed))}")
+    try:
+        return kind(**checked.data)
+    except SpecError as error:
+        last = (error.key or "").rpartition(".")[2]
+        raise SpecError(
+            error.problem, key=checked.key(last), value=error.value, fix=error.fix
+        ) from None
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+_KINDS: Mapping[str, Callable[[object], bool]] = {
+    "int": lambda value: isinstance(value, int) and not isinstance(value, bool),
+    "float": lambda value: isinstance(value, (int, float)) and not isinstance(value, bool),
+    "bool": lambda value: isinstance(value, bool),
+    "None": lambda value: value is None,
+}
+_KIND_NAMES = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+
+
+def _kind_name(kind: str) -> str:
+    return _KIND_NAMES.get(kind, "empty" if kind == "None" else "text")
 
 
 def _leg(place: str, row: object) -> Leg:
@@ -253,7 +325,7 @@ def _reason(place: str, row: object) -> str:
 
 
 def _routing(data: Mapping[str, object]) -> Routing:
-    fields = _Fields("routing", data, _ROUTING_KEYS)
+    fields = _Fields("routing", data, _ROUTING_KEYS, _ENGINE_ROUTERS)
 
     def share(name: str) -> float:
         value = fields.number(name)
@@ -261,7 +333,14 @@ def _routing(data: Mapping[str, object]) -> Routing:
             raise fields.fail(name, "must be between 0 and 1")
         return value
 
+    def engine_router(name: str) -> EngineRouterName:
+        if name not in fields.data:
+            return "least-outstanding"
+        return cast(EngineRouterName, fields.one_of(name, get_args(EngineRouterName)))
+
     return Routing(
+        engine_router=engine_router("engine_router"),
+        decode_router=engine_router("decode_router"),
         router=cast(RouterName, fields.one_of("router", get_args(RouterName))),
         kv_high_water_mark=share("kv_high_water_mark"),
         expected_output_tokens=fields.number("expected_output_tokens"),
@@ -300,11 +379,33 @@ def _check_engines(engines: Sequence[Engine], cluster: Cluster, model: ModelSpec
                 )
             end = stage.end_layer
         served[engine.start_layer : engine.end_layer] = [True] * engine.num_layers
+        if engine.scheduler is not None and engine.num_layers != layers:
+            raise SpecError(
+                f"an engine with a scheduler holds all {layers} layers",
+                key=f"{place}.stages",
+                value=[_text(stage) for stage in engine.stages],
+                fix="add the missing stages, or remove scheduler",
+            )
+    _check_roles(engines)
     if not all(served):
         first = served.index(False)
         raise SpecError(
             f"layer {first} of {layers} is on no engine", key="engines", fix="plan again"
         )
+
+
+def _check_roles(engines: Sequence[Engine]) -> None:
+    """All engines serve alone or none does, and no phase is left to nobody."""
+    alone = [engine.scheduler is not None or bool(engine.url) for engine in engines]
+    if any(alone) and not all(alone):
+        place = f"engines[{alone.index(False)}]"
+        raise SpecError("needs a scheduler, as the other engines have one", key=place)
+    roles = {engine.role for engine in engines}
+    for phase, other in (("prefill", "decode"), ("decode", "prefill")):
+        if phase in roles and other not in roles:
+            raise SpecError(
+                f"no engine has the role {other}", key="engines", fix=f"add role: {other}"
+            )
 
 
 def _text(stage: Stage) -> list[object]:

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections import deque
 
+from penstock.plan.settings import SchedulerSettings
 from penstock.policy.blocks import BlockManager
 from penstock.policy.schedulers.base import Progress, Scheduler
 from penstock.policy.schedulers.sequence import Batch, Cohort, Sequence
-from penstock.policy.schedulers.settings import SchedulerSettings
 
 MAX_DECODE_CONTEXT_TOKENS = 50_000
 UNCOUNTED_BLOCKS = 2**40

@@ -8,62 +8,11 @@ has room, prompts pile up there and no new ones are taken (back-pressure, as in 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
-from math import inf
-from typing import Literal
 
-from penstock.errors import SpecError
+from penstock.plan.settings import SchedulerSettings
 from penstock.policy.blocks import BlockManager, blocks_for
 from penstock.policy.schedulers.sequence import Batch, Sequence
-from penstock.policy.schedulers.settings import SchedulerSettings
 from penstock.policy.schedulers.vllm import VllmV1
-
-HandoffMode = Literal["push", "pull"]
-
-
-@dataclass(frozen=True, slots=True)
-class HandoffSettings:
-    """How KV memory moves from a prefill to a decode engine.
-
-    ``bandwidth_bytes_per_s`` (infinity = free) and ``latency_s`` are of the link of one engine;
-    an engine sends one request at a time and receives one at a time. ``push``: the prompt's
-    engine sends as soon as it has finished and the receiver has room; ``pull``: the receiver
-    fetches between two of its steps. ``layer_by_layer`` (push only) sends each layer while the
-    next ones are computed, so that only what the prompt's step could not hide is waited for.
-    """
-
-    bandwidth_bytes_per_s: float = inf
-    latency_s: float = 0.0
-    mode: HandoffMode = "push"
-    layer_by_layer: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.bandwidth_bytes_per_s > 0:
-            raise SpecError(
-                "must be above 0", key="handoff.bandwidth", value=self.bandwidth_bytes_per_s
-            )
-        if not 0 <= self.latency_s < inf:
-            raise SpecError("must be 0 or more", key="handoff.latency", value=self.latency_s)
-        if self.layer_by_layer and self.mode == "pull":
-            raise SpecError(
-                "layers can only be sent ahead by the engine that computes them",
-                key="handoff.mode",
-                value=self.mode,
-                fix='use mode: "push" or layer_by_layer: false',
-            )
-
-    def transfer_s(self, kv_bytes: float, layers: int, prefill_s: float = 0.0) -> float:
-        """Seconds from the end of the prompt until the last byte has arrived, links idle.
-
-        ``prefill_s`` is the step that computed the prompt; layer by layer, all but the last of
-        ``layers`` can hide in the share of the step that follows them.
-        """
-        if self.bandwidth_bytes_per_s == inf:
-            return self.latency_s
-        whole_s = kv_bytes / self.bandwidth_bytes_per_s
-        if self.layer_by_layer and layers > 0:
-            whole_s = max(whole_s / layers, whole_s - prefill_s * (layers - 1) / layers)
-        return self.latency_s + whole_s
 
 
 class HandoffDecode(VllmV1):

@@ -19,7 +19,7 @@ from penstock.experiments.adaserve.systems import LLAMA, PAIRS, read_profile
 from penstock.experiments.adaserve.traces import read_trace
 from penstock.experiments.reference import number, read_table
 from penstock.experiments.rows import Labels, Row, information
-from penstock.policy.schedulers.settings import SchedulerSettings
+from penstock.plan.settings import SchedulerSettings
 from penstock.sim.engines.fleet import EngineFleet, EngineSpec
 from penstock.sim.engines.options import EngineOptions
 from penstock.sim.engines.simulate import simulate_engines

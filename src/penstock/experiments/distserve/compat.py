@@ -19,7 +19,7 @@ from penstock.cost.linear import DistServeEngine, LinearCoefficients
 from penstock.cost.steps import EngineShape
 from penstock.measure.run import Run
 from penstock.plan.goodput.distserve import Shape
-from penstock.policy.schedulers.settings import SchedulerSettings
+from penstock.plan.settings import SchedulerSettings
 from penstock.sim.disaggregated import RoleFleet, Watch, simulate_disaggregated
 from penstock.sim.disaggregated.fleet import DISTSERVE
 from penstock.sim.engines.fleet import EngineSpec, Role

@@ -24,7 +24,7 @@ from penstock.experiments.runner import Task, run_tasks
 from penstock.measure.formats import write_distserve_exp
 from penstock.plan.goodput.distserve import Shape
 from penstock.plan.planner import ProgressCallback, silent
-from penstock.policy.handoff import HandoffSettings
+from penstock.plan.settings import HandoffSettings, SchedulerSettings
 from penstock.policy.roles import (
     Gpu,
     PoolRole,
@@ -34,7 +34,6 @@ from penstock.policy.roles import (
     prefill_per_decode,
     rebalance,
 )
-from penstock.policy.schedulers.settings import SchedulerSettings
 from penstock.sim.disaggregated.dips import cost_per_1000_good, good_requests, slo_dips
 from penstock.sim.disaggregated.elastic import (
     ElasticRun,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from penstock.errors import SpecError
+from penstock.plan.settings import SchedulerSettings
 from penstock.policy.blocks import BlockManager
 from penstock.policy.schedulers.base import BatchScheduler, Scheduler
 from penstock.policy.schedulers.mlfq import Mlfq
@@ -12,7 +13,6 @@ from penstock.policy.schedulers.orca import Orca
 from penstock.policy.schedulers.priority import Priority
 from penstock.policy.schedulers.sarathi import Sarathi
 from penstock.policy.schedulers.sequence import Batch, Cohort, Sequence
-from penstock.policy.schedulers.settings import SchedulerSettings
 from penstock.policy.schedulers.static import Static
 from penstock.policy.schedulers.vidur import VidurSarathi, VidurVllm
 from penstock.policy.schedulers.vllm import VllmV1

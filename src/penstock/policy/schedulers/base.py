@@ -22,9 +22,9 @@ from collections.abc import Iterable, Iterator
 from typing import ClassVar, Protocol
 
 from penstock.errors import SpecError
+from penstock.plan.settings import SchedulerSettings
 from penstock.policy.blocks import BlockManager
 from penstock.policy.schedulers.sequence import Batch, Cohort, Sequence, Stay
-from penstock.policy.schedulers.settings import SchedulerSettings
 
 Progress = tuple[list[Sequence], list[Sequence]]
 """(sequences whose prompt was completed, sequences that finished) by a step."""

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from penstock.plan.settings import SchedulerSettings
 from penstock.policy.blocks import BlockManager
 from penstock.policy.schedulers.base import Progress
 from penstock.policy.schedulers.sequence import Batch, Cohort, Sequence
-from penstock.policy.schedulers.settings import SchedulerSettings
 from penstock.policy.schedulers.vllm import VllmV1
 
 PROMPT_TOKENS_PER_STEP = 128

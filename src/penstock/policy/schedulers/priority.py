@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from heapq import heappop, heappush
 
+from penstock.plan.settings import SchedulerSettings
 from penstock.policy.blocks import BlockManager
 from penstock.policy.schedulers.sequence import Batch, Sequence
-from penstock.policy.schedulers.settings import SchedulerSettings
 from penstock.policy.schedulers.vllm import VllmV1
 
 Urgency = tuple[int, float, float, int]

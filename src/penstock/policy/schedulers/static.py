@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from penstock.plan.settings import SchedulerSettings
 from penstock.policy.blocks import BlockManager
 from penstock.policy.schedulers.base import Progress
 from penstock.policy.schedulers.orca import Orca
 from penstock.policy.schedulers.sequence import Batch, Sequence
-from penstock.policy.schedulers.settings import SchedulerSettings
 
 
 class Static(Orca):

@@ -7,10 +7,10 @@ prompt was unfinished; a batch holds at most its share of the cap under pipeline
 
 from __future__ import annotations
 
+from penstock.plan.settings import SchedulerSettings
 from penstock.policy.blocks import BlockManager
 from penstock.policy.schedulers.sarathi import Sarathi
 from penstock.policy.schedulers.sequence import Sequence
-from penstock.policy.schedulers.settings import SchedulerSettings
 from penstock.policy.schedulers.vllm_v0 import PrefillFirst
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections import deque
 
 from penstock.errors import InputError
+from penstock.plan.settings import SchedulerSettings
 from penstock.policy.blocks import BlockManager
 from penstock.policy.schedulers.base import Scheduler
 from penstock.policy.schedulers.sequence import Batch, Cohort, Sequence
-from penstock.policy.schedulers.settings import SchedulerSettings
 
 
 class VllmV1(Scheduler):

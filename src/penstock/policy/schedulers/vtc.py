@@ -10,10 +10,10 @@ from collections import deque
 from collections.abc import Iterator
 from itertools import chain
 
+from penstock.plan.settings import SchedulerSettings
 from penstock.policy.blocks import BlockManager
 from penstock.policy.schedulers.base import Progress
 from penstock.policy.schedulers.sequence import Batch, Sequence
-from penstock.policy.schedulers.settings import SchedulerSettings
 from penstock.policy.schedulers.vllm import VllmV1
 
 INPUT_WEIGHT = 1.0

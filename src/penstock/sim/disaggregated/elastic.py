@@ -17,7 +17,8 @@ import numpy as np
 from penstock.cost.steps import StepCostModel
 from penstock.errors import InputError, SpecError
 from penstock.measure.run import Run, RunEvent
-from penstock.policy.handoff import HandoffDecode, HandoffSettings
+from penstock.plan.settings import HandoffSettings
+from penstock.policy.handoff import HandoffDecode
 from penstock.policy.roles import Gpu, PoolRole, rebalance
 from penstock.policy.schedulers.sequence import Sequence as Served
 from penstock.sim.disaggregated.engine import RoleEngine

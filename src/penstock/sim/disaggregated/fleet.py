@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from penstock.errors import InputError
+from penstock.plan.settings import HandoffSettings, SchedulerSettings
 from penstock.policy.blocks import BlockManager
 from penstock.policy.distserve_rules import DistServeRules
-from penstock.policy.handoff import HandoffDecode, HandoffSettings
+from penstock.policy.handoff import HandoffDecode
 from penstock.policy.schedulers import make_blocks, make_scheduler
 from penstock.policy.schedulers.base import Scheduler
-from penstock.policy.schedulers.settings import SchedulerSettings
 from penstock.sim.engines.fleet import EngineSpec, Role
 
 DISTSERVE = "distserve"

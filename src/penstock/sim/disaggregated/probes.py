@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from penstock.cost.steps import EngineShape, PrefillChunk, StepCostModel, StepTimer, stage_timers
 from penstock.errors import SpecError, StorageError
 from penstock.plan.goodput.fleet import Fleet, Phase, Probe
-from penstock.policy.handoff import HandoffSettings
-from penstock.policy.schedulers.settings import SchedulerSettings
+from penstock.plan.settings import HandoffSettings, SchedulerSettings
 from penstock.sim.disaggregated.fleet import RoleFleet
 from penstock.sim.disaggregated.simulate import simulate_disaggregated
 from penstock.sim.engines.fleet import EngineSpec

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from penstock.measure.run import LinkTotals
-from penstock.policy.handoff import HandoffSettings
+from penstock.plan.settings import HandoffSettings
 from penstock.policy.schedulers.sequence import Sequence
 from penstock.sim.disaggregated.engine import RoleEngine
 

@@ -7,8 +7,8 @@ from typing import Literal
 
 from penstock.cost.steps import EngineShape
 from penstock.errors import InputError
+from penstock.plan.settings import SchedulerSettings
 from penstock.policy.schedulers.base import Scheduler
-from penstock.policy.schedulers.settings import SchedulerSettings
 
 Role = Literal["prefill", "decode", "both"]
 

@@ -10,7 +10,7 @@ import pytest
 from penstock.cost.linear import DecodeLine, LinearCoefficients, LinearStepCost
 from penstock.errors import Infeasible, SpecError
 from penstock.plan.goodput.fleet import Fleet, Phase, Probe, Question, cheapest_fleet
-from penstock.policy.handoff import HandoffSettings
+from penstock.plan.settings import HandoffSettings
 from penstock.report.sweep_page import sweep_page
 from penstock.sim.disaggregated.probes import FleetProbes
 from penstock.spec.arrivals import PoissonArrivals

@@ -15,7 +15,7 @@ from penstock.cost.linear import DecodeLine, LinearCoefficients, LinearStepCost
 from penstock.cost.steps import EngineShape
 from penstock.errors import InputError, SpecError
 from penstock.measure.run import Run
-from penstock.policy.handoff import HandoffSettings
+from penstock.plan.settings import HandoffSettings
 from penstock.policy.schedulers import SchedulerSettings
 from penstock.sim.disaggregated import RoleFleet, simulate_disaggregated
 from penstock.sim.engines import EngineOptions, EngineSpec

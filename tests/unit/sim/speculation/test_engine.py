@@ -12,7 +12,7 @@ from penstock.cost.steps import EngineShape
 from penstock.errors import InputError
 from penstock.measure.metrics import summarise
 from penstock.measure.run import STATUS
-from penstock.policy.schedulers.settings import SchedulerSettings
+from penstock.plan.settings import SchedulerSettings
 from penstock.policy.speculation.batching import SlotRules
 from penstock.policy.speculation.controller import ControllerSettings, PricedSpeculator
 from penstock.policy.speculation.latency import LatencyTable, StepLatency
