@@ -8,7 +8,7 @@ each worker runs it and sends it on with the hidden states as one buffer; the la
 and sends ``StepDone`` to the coordinator. On a per-request path each item carries its own hops;
 workers batch what waits (``policy/batching.py``) and send each item on to its next hop.
 
-Order: messages from one sender to one receiver arrive in order. ``Commands`` that concern a
+Order: messages from one sender to one receiver arrive in order. Commands that concern a
 sequence travel inside the step that follows them, so that every stage sees them before it.
 
 Encoding: msgspec MessagePack for the message, one raw buffer for tensors.
@@ -54,40 +54,42 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True):
     output: tuple[int, ...] = ()
 
 
-class Begin(msgspec.Struct, frozen=True, array_like=True):
+class Begin(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Sequence ``seq`` (a number never used again) starts, or starts over, with this sampling."""
 
     seq: int
     sampling: Sampling
 
 
-class Share(msgspec.Struct, frozen=True, array_like=True):
+class Share(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """The first pages of ``seq`` are those of these cached prompt pieces, in order."""
 
     seq: int
     pieces: tuple[int, ...]
 
 
-class Store(msgspec.Struct, frozen=True, array_like=True):
-    """Piece number ``index`` of ``seq`` is complete: keep its pages under ``piece``."""
+class Store(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Piece number ``index`` of ``seq`` is complete: keep its pages under ``piece`` too."""
 
     seq: int
     index: int
     piece: int
 
 
-class Commands(msgspec.Struct, frozen=True, array_like=True):
-    """What a worker does before it runs a step, in this order.
+class Evict(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Free the pages of a cached piece that no sequence uses."""
 
-    ``store`` first (the sequence still holds the pages), then ``release`` (all pages of a
-    sequence but stored ones), ``evict`` (pages of pieces), ``begin``, ``share``.
-    """
+    piece: int
 
-    store: tuple[Store, ...] = ()
-    release: tuple[int, ...] = ()
-    evict: tuple[int, ...] = ()
-    begin: tuple[Begin, ...] = ()
-    share: tuple[Share, ...] = ()
+
+class Free(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Free all pages of ``seq`` but stored ones, and forget its sampling."""
+
+    seq: int
+
+
+Command: TypeAlias = Store | Evict | Free | Begin | Share
+"""What a worker does before it runs a step, in the order given."""
 
 
 class Item(msgspec.Struct, frozen=True, array_like=True):
@@ -127,14 +129,14 @@ class Decoding(msgspec.Struct, frozen=True, array_like=True):
 class Step(msgspec.Struct, frozen=True, tag=True):
     """Run ``items``; hidden states ``[tokens, hidden_size]`` come as the buffer after stage 0.
 
-    No items: only the commands count. ``stages`` are the engine's, ``stage`` the index of this
-    worker; empty where each item carries its hops. ``null_s``: seconds a null executor takes for
-    the whole step on this stage. ``push``: send KV entries away once they are computed.
+    No items: only the commands count, and no ``StepDone`` follows. ``stages`` are the engine's,
+    ``stage`` the index of this worker; empty where each item carries its hops. ``null_s``: seconds
+    that a null executor takes on each stage.
     """
 
     number: int
     items: tuple[Item, ...]
-    commands: Commands = Commands()
+    commands: tuple[Command, ...] = ()
     stages: tuple[Hop, ...] = ()
     stage: int = 0
     decoding: Decoding | None = None
@@ -215,7 +217,7 @@ class KVReceived(msgspec.Struct, frozen=True, tag=True):
 
 
 class Release(msgspec.Struct, frozen=True, tag=True):
-    """Free sequences at once (paths of requests; whole engines use ``Commands``)."""
+    """Free sequences at once (paths of requests; whole engines use ``Free``)."""
 
     seqs: tuple[int, ...]
 
