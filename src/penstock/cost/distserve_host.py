@@ -32,6 +32,9 @@ class DistServeHostCost(DistServeCost):
         timers = (LinearTimer(first, stages, extra_s), LinearTimer(later, stages, extra_s))
         return (timers[0], *(timers[1],) * (stages - 1))
 
+    def to_dict(self) -> dict[str, object]:
+        return {**super().to_dict(), "kind": "distserve-host"}
+
 
 def _with_host(c: LinearCoefficients, times: int) -> LinearCoefficients:
     """``times``: the host's share is divided by the number of stages like all others."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from math import ceil, sqrt
 from pathlib import Path
@@ -173,6 +173,7 @@ class LinearStepCost:
             "prefill_s": [c.prefill_fixed_s, c.prefill_per_token_s, c.prefill_per_pair_s],
             "large_batch": c.large_batch,
             "kv_tokens": self._kv_tokens,
+            "provenance": asdict(self._provenance),
             **{
                 f"{name}_s": [line.fixed_s, line.per_context_token_s, line.per_seq_s]
                 for name, line in lines.items()

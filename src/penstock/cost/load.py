@@ -8,9 +8,12 @@ from typing import cast, get_args
 
 from penstock.cost.base import CostModel
 from penstock.cost.roofline import GPU_MEMORY_UTILIZATION, RooflineCost
+from penstock.cost.step_load import step_cost_from_dict
 from penstock.cost.tables import LayerTableCost, OverFull
 from penstock.errors import SpecError
 from penstock.spec.model import ModelSpec
+
+__all__ = ["cost_from_dict", "cost_model", "step_cost_from_dict"]
 
 
 def cost_model(

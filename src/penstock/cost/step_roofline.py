@@ -176,10 +176,14 @@ class StepRoofline:
         return tokens * shape.data_parallel_size
 
     def to_dict(self) -> dict[str, object]:
+        """Coefficients other than the bundled ones are named only: ``step_cost_from_dict`` cannot
+        rebuild them and says so."""
+        own = self._coefficients != bundled_step_coefficients()
         return {
             "kind": "step-roofline",
             "engine": self.engine,
             "enforce_eager": self.enforce_eager,
+            **({"coefficients": self._coefficients.source} if own else {}),
         }
 
     def _groups(self, shape: EngineShape) -> tuple[LayerGroup, ...]:
