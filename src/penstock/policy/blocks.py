@@ -37,7 +37,8 @@ class BlockManager:
     Prefix cache: prompts come in pieces of ``piece_tokens`` tokens, each named by a chained hash
     (``Request.prefix_hashes``; Mooncake names pieces of 512). A computed piece stays cached with
     a reference count; pieces nobody uses are evicted least recently used first, the tail of a
-    prompt before its head (vLLM's order).
+    prompt before its head (vLLM's order). A driver with real memory sets ``changes`` to a list: it
+    then collects ("store" | "evict", piece) in order.
     """
 
     __slots__ = (
@@ -45,6 +46,7 @@ class BlockManager:
         "_idle_blocks",
         "_references",
         "block_size",
+        "changes",
         "free",
         "hit_tokens",
         "least_free",
@@ -81,6 +83,7 @@ class BlockManager:
         self.least_free = num_blocks
         self.queried_tokens = 0
         self.hit_tokens = 0
+        self.changes: list[tuple[str, int]] | None = None
         self._references: dict[int, int] = {}
         self._idle: OrderedDict[int, None] = OrderedDict()
         self._idle_blocks = 0
@@ -123,6 +126,8 @@ class BlockManager:
             piece, _ = self._idle.popitem(last=False)
             del self._references[piece]
             self._idle_blocks -= self.piece_blocks
+            if self.changes is not None:
+                self.changes.append(("evict", piece))
 
     def cached_pieces(self, hashes: Sequence[int]) -> int:
         """How many leading pieces of a prompt are cached."""
@@ -157,6 +162,8 @@ class BlockManager:
         if piece in self._references:
             return False
         self._references[piece] = 1
+        if self.changes is not None:
+            self.changes.append(("store", piece))
         return True
 
     def unshare(self, hashes: Sequence[int]) -> None:
