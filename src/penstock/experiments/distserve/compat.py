@@ -20,8 +20,8 @@ from penstock.cost.steps import EngineShape
 from penstock.measure.run import Run
 from penstock.plan.goodput.distserve import Shape
 from penstock.plan.settings import SchedulerSettings
+from penstock.policy.fleet import DISTSERVE
 from penstock.sim.disaggregated import RoleFleet, Watch, simulate_disaggregated
-from penstock.sim.disaggregated.fleet import DISTSERVE
 from penstock.sim.engines.fleet import EngineSpec, Role
 from penstock.sim.engines.options import EngineOptions
 from penstock.sim.engines.recorder import EngineRecorder

@@ -6,16 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from penstock.errors import InputError
-from penstock.plan.settings import HandoffSettings, SchedulerSettings
-from penstock.policy.blocks import BlockManager
-from penstock.policy.distserve_rules import DistServeRules
-from penstock.policy.handoff import HandoffDecode
-from penstock.policy.schedulers import make_blocks, make_scheduler
-from penstock.policy.schedulers.base import Scheduler
+from penstock.plan.settings import HandoffSettings
 from penstock.sim.engines.fleet import EngineSpec, Role
-
-DISTSERVE = "distserve"
-"""Name of the scheduler that follows DistServe's simulator; it counts no KV memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +45,3 @@ def check_roles(roles: Sequence[Role] | set[Role]) -> None:
         raise InputError('nobody decodes: give an engine the role "decode"')
     if "decode" in roles and "prefill" not in roles:
         raise InputError('nobody computes prompts for the engines that decode: add role "prefill"')
-
-
-def role_scheduler(
-    settings: SchedulerSettings, role: Role, num_blocks: int, num_stages: int
-) -> Scheduler:
-    """The scheduler of an engine in its role. Raises ``SpecError`` for an unknown name."""
-    if settings.name == DISTSERVE:
-        return DistServeRules(settings, num_stages)
-    if role == "decode":
-        blocks = BlockManager(num_blocks, settings.block_size, watermark=settings.watermark or 0.0)
-        return HandoffDecode(settings, blocks, num_stages)
-    blocks = make_blocks(settings, num_blocks)
-    return make_scheduler(settings, blocks, num_stages)

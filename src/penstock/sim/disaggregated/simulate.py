@@ -18,12 +18,19 @@ import numpy as np
 from penstock import __version__
 from penstock.cost.steps import StepCostModel, stage_timers
 from penstock.measure.run import NodeTotals, Run, RunEvent, TokenTimes
-from penstock.policy.blocks import blocks_for
 from penstock.policy.engine_routing import make_router
-from penstock.policy.handoff import HandoffDecode
+from penstock.policy.fleet import (
+    enter,
+    has_room,
+    hold,
+    new_sequence,
+    reserve,
+    role_scheduler,
+    servable,
+)
 from penstock.policy.schedulers.sequence import Sequence
 from penstock.sim.disaggregated.engine import RoleEngine
-from penstock.sim.disaggregated.fleet import DISTSERVE, RoleFleet, role_scheduler
+from penstock.sim.disaggregated.fleet import RoleFleet
 from penstock.sim.disaggregated.transfers import Handoff, Transfers
 from penstock.sim.engines.engine import NANOSECOND
 from penstock.sim.engines.fleet import EngineSpec
@@ -157,13 +164,7 @@ class RoleSimulation:
     def _arrive(self, request: Request) -> None:
         now = self._now = request.arrival_s
         row = self._recorder.arrive(request, now)
-        seq = Sequence(row, now, request.prompt_tokens, 1, hashes=request.prefix_hashes)
-        entry = self._classes.get(request.class_name)
-        if entry is not None:
-            limit = entry.slo.ttft_s if entry.slo.ttft_s is not None else entry.slo.e2e_s
-            seq.client = request.class_name
-            seq.priority = entry.priority
-            seq.deadline_s = inf if limit is None else now + limit
+        seq = new_sequence(row, request, self._classes)
         if not self._possible(seq):
             self._recorder.end(row, "rejected")
             return
@@ -178,22 +179,15 @@ class RoleSimulation:
 
     def _possible(self, seq: Sequence) -> bool:
         """Whether some engine could hold the prompt, and some the whole request."""
-        prompt = Sequence(seq.row, seq.arrival_s, seq.prompt_tokens, 1)
-        whole = Sequence(seq.row, seq.arrival_s, seq.prompt_tokens, 1)
-        whole.total_tokens = self._goal(seq.row)
-        able = {"prefill": False, "decode": False, "both": False}
-        for engine in self._engines:
-            role = engine.spec.role
-            if not able[role]:
-                able[role] = engine.rules.fits(prompt if role == "prefill" else whole)
-        return able["both"] or (able["prefill"] and (able["decode"] or not self._decoders))
+        engines = ((engine.spec.role, engine.rules) for engine in self._engines)
+        return servable(seq, self._goal(seq.row), engines)
 
     def _send(self, seq: Sequence, now: float) -> None:
         """Bring a sequence to an engine that computes its prompt, if there is one now."""
         goal = self._goal(seq.row)
         able = []
         for engine in self._prefillers:
-            seq.total_tokens = seq.prompt_tokens + 1 if engine.spec.role == "prefill" else goal
+            enter(seq, engine.spec.role, goal)
             if engine.rules.fits(seq):
                 able.append(engine)
         if not able:
@@ -201,7 +195,7 @@ class RoleSimulation:
             return
         chosen = self._prefill_router.pick(seq, able)
         engine = self._engines[chosen.index]
-        seq.total_tokens = seq.prompt_tokens + 1 if engine.spec.role == "prefill" else goal
+        enter(seq, engine.spec.role, goal)
         self._recorder.engine[seq.row] = engine.index
         self._add(engine, seq, now)
 
@@ -240,12 +234,7 @@ class RoleSimulation:
     def _hand_over(self, engine: RoleEngine, seq: Sequence, now: float) -> None:
         """Keep the blocks of a completed prompt and look for an engine that decodes it."""
         seq.total_tokens = self._goal(seq.row)
-        held = 0
-        if engine.spec.scheduler.name != DISTSERVE:
-            # Shared pieces of the prompt stay with whoever shares them.
-            blocks = engine.rules.blocks
-            held = min(blocks_for(seq.computed - 1, blocks.block_size), blocks.free)
-            blocks.take(held)
+        held = hold(engine.rules, seq)
         handoff = Handoff(seq, engine, held, engine.last_step_s)
         self._handoffs.append(handoff)
         if self._pending or not self._begin(handoff, now):
@@ -255,15 +244,13 @@ class RoleSimulation:
     def _begin(self, handoff: Handoff, now: float) -> bool:
         """Start the transfer; False while no decode engine has room."""
         seq = handoff.seq
-        able = [engine for engine in self._decoders if _has_room(engine, seq, now)]
+        able = [e for e in self._decoders if has_room(e.rules, seq, e.unbooked_blocks(now))]
         if not able:
             return False
         target = self._engines[self._decode_router.pick(seq, able).index]
         handoff.target = target
-        if isinstance(target.rules, HandoffDecode):
-            target.rules.reserve(seq)
-            if target.cut(now):
-                self._schedule(target, target.next_s(now))
+        if reserve(target.rules, seq) and target.cut(now):
+            self._schedule(target, target.next_s(now))
         end = self._transfers.begin(handoff, now)
         if end <= now:
             self._received(handoff, now)
@@ -354,13 +341,6 @@ class RoleSimulation:
                 },
             },
         )
-
-
-def _has_room(engine: RoleEngine, seq: Sequence, now: float) -> bool:
-    rules = engine.rules
-    if not isinstance(rules, HandoffDecode):
-        return True
-    return rules.fits(seq) and rules.can_reserve(seq, engine.unbooked_blocks(now))
 
 
 def price(fleet: RoleFleet) -> float | None:

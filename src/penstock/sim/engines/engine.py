@@ -6,6 +6,7 @@ from collections.abc import Sequence as SequenceOf
 from math import inf
 
 from penstock.cost.steps import StepTimer
+from penstock.policy.fleet import EngineView
 from penstock.policy.schedulers.base import BatchScheduler
 from penstock.policy.schedulers.sequence import Batch, Sequence
 from penstock.sim.engines.fleet import EngineSpec
@@ -19,7 +20,7 @@ InFlight = tuple[float, Batch, float, int]
 """(end, batch, start, steps): a batch on its way through the stages."""
 
 
-class EngineSim:
+class EngineSim(EngineView):
     """Batches of one engine and when they end. ``ends_s`` is the end of the oldest in flight."""
 
     def __init__(
@@ -33,10 +34,8 @@ class EngineSim:
         log: EngineLog | None,
         step_by_step: bool = False,
     ) -> None:
-        self.index = index
+        super().__init__(index, scheduler, spec.weight)
         self.spec = spec
-        self.weight = spec.weight
-        self.scheduler = scheduler
         self.timers = timers
         self.busy_s = 0.0
         self.batches = 0
@@ -52,25 +51,6 @@ class EngineSim:
         self._step_by_step = step_by_step
         self._flight: list[InFlight] = []
         self._cut = False
-
-    # -- what routers see ---------------------------------------------------------------------
-
-    @property
-    def outstanding(self) -> int:
-        return self.scheduler.outstanding
-
-    @property
-    def num_waiting(self) -> int:
-        return self.scheduler.num_waiting
-
-    @property
-    def kv_use(self) -> float:
-        blocks = self.scheduler.blocks
-        return blocks.used / blocks.num_blocks
-
-    def cached_tokens(self, seq: Sequence) -> int:
-        blocks = self.scheduler.blocks
-        return blocks.cached_pieces(seq.hashes) * blocks.piece_tokens
 
     # -- events -------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from penstock.errors import InputError
 from penstock.measure.run import NodeTotals, Run, Status, TokenTimes
 from penstock.plan.planner import Progress
 from penstock.policy.engine_routing import admit_all, make_router
+from penstock.policy.fleet import new_sequence
 from penstock.policy.schedulers import make_blocks, make_scheduler
 from penstock.policy.schedulers.sequence import Sequence
 from penstock.sim.engines.engine import NANOSECOND, EngineSim
@@ -157,7 +158,7 @@ class _Simulation:
     def _arrive(self, request: Request) -> None:
         now = self._now = request.arrival_s
         row = self._recorder.arrive(request, now)
-        seq = self._sequence(row, request)
+        seq = new_sequence(row, request, self._classes)
         admission = self._options.admission
         if admission is not admit_all and not admission(seq, self._active):
             self._recorder.end(row, "dropped")
@@ -172,23 +173,6 @@ class _Simulation:
             self._schedule(engine, engine.ends_s)
         elif engine.has_room:
             self._schedule(engine, now)
-
-    def _sequence(self, row: int, request: Request) -> Sequence:
-        seq = Sequence(
-            row,
-            request.arrival_s,
-            request.prompt_tokens,
-            request.output_tokens,
-            hashes=request.prefix_hashes,
-        )
-        if self._classes:
-            entry = self._classes.get(request.class_name)
-            seq.client = request.class_name
-            if entry is not None:
-                limit = entry.slo.ttft_s if entry.slo.ttft_s is not None else entry.slo.e2e_s
-                seq.priority = entry.priority
-                seq.deadline_s = inf if limit is None else request.arrival_s + limit
-        return seq
 
     def _pick(self, seq: Sequence) -> EngineSim | None:
         engines = self._active
