@@ -196,7 +196,7 @@ def reserve(scheduler: Scheduler, seq: Sequence) -> bool:
     return True
 
 
-def cancel(scheduler: Scheduler, seq: Sequence) -> None:
-    """Give back what ``reserve`` took: the transfer will not end."""
+def unreserve(scheduler: Scheduler, seq: Sequence) -> None:
+    """Give back what ``reserve`` took: the prompt will not come."""
     if isinstance(scheduler, HandoffDecode):
         scheduler.cancel(seq)

@@ -13,7 +13,6 @@ from penstock.plan.settings import SchedulerSettings
 from penstock.policy.engine_routing import FlowWeighted, Least
 from penstock.policy.fleet import (
     EngineView,
-    cancel,
     engine_routers,
     engine_scheduler,
     enter,
@@ -23,6 +22,7 @@ from penstock.policy.fleet import (
     new_sequence,
     reserve,
     servable,
+    unreserve,
 )
 from penstock.policy.handoff import HandoffDecode
 from penstock.policy.schedulers.vllm import VllmV1
@@ -140,6 +140,6 @@ def test_blocks_of_a_prompt_wait_at_the_source_until_the_receiver_has_room() -> 
     other = new_sequence(1, Request(1, 0.0, 100, 20), {})
     other.computed = 101
     assert not has_room(target, other)
-    cancel(target, seq)
+    unreserve(target, seq)
     assert has_room(target, other)
     assert target.blocks.free == 10

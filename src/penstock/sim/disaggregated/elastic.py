@@ -18,7 +18,7 @@ from penstock.cost.steps import StepCostModel
 from penstock.errors import InputError, SpecError
 from penstock.measure.run import Run, RunEvent
 from penstock.plan.settings import HandoffSettings
-from penstock.policy.fleet import cancel
+from penstock.policy.fleet import unreserve
 from penstock.policy.roles import Gpu, PoolRole, rebalance
 from penstock.policy.schedulers.sequence import Sequence as Served
 from penstock.sim.disaggregated.engine import RoleEngine
@@ -355,7 +355,7 @@ class _Elastic(RoleSimulation):
             self._pending.remove(handoff)
         seq, target = handoff.seq, handoff.target
         if target is not None:
-            cancel(target.rules, seq)
+            unreserve(target.rules, seq)
         if handoff.source is gone:
             seq.prompt_tokens = max(seq.prompt_tokens, seq.computed)
             seq.computed = 0
