@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-
-import numpy as np
 
 from penstock.cost.base import CostModel
 from penstock.errors import PenstockError
 from penstock.measure.run import RunEvent
-from penstock.plan.flow import max_flow
-from penstock.plan.placement import Interval, Placement, PlacementProblem
+from penstock.plan.degraded import degraded_flow, leg_nodes
 from penstock.plan.plan import Plan
-from penstock.plan.problem import placement_problem
 from penstock.policy.topology import Topology
 from penstock.sim.coordinator import CoordinatorState
 from penstock.sim.link import LinkState
 from penstock.sim.loop import ARRIVE, Loop
 from penstock.sim.node import NodeState
 from penstock.sim.sequence import Sequence
-from penstock.spec.cluster import COORDINATOR
 from penstock.spec.faults import Fault, FaultSchedule
 
 TopologyChange = Callable[[Topology, bool], None]
@@ -60,16 +54,10 @@ class FaultInjector:
         plan = self._plan
         schedule.check_names(
             [engine.stages[0].node for engine in plan.engines],
-            [self._leg_nodes(leg) for leg in range(len(plan.legs))],
+            [leg_nodes(plan, leg) for leg in range(len(plan.legs))],
         )
         for fault in schedule.faults:
             self._loop.at(start_s + fault.at_s, ARRIVE, self._apply, fault)
-
-    def _leg_nodes(self, leg: int) -> tuple[str, str]:
-        plan = self._plan
-        ends = (plan.legs[leg].src, plan.legs[leg].dst)
-        src, dst = (e if e == COORDINATOR else plan.engine(e).stages[0].node for e in ends)
-        return src, dst
 
     def _apply(self, fault: Fault) -> None:
         if fault.node is not None:
@@ -79,7 +67,7 @@ class FaultInjector:
             legs: list[int] = []
         else:
             engines = []
-            legs = [i for i in range(len(self._links)) if self._leg_nodes(i) == fault.link]
+            legs = [i for i in range(len(self._links)) if leg_nodes(self._plan, i) == fault.link]
         if fault.kind == "fail":
             self._engines_down.update(dict.fromkeys(engines))
             self._legs_down.update(dict.fromkeys(legs))
@@ -132,53 +120,19 @@ class FaultInjector:
     def _flow(self, left: Topology) -> tuple[float, dict[int, float]]:
         """Max flow of what is left, by leg; the plan's own flow where the tables end."""
         usable = [leg for legs in left.out for leg in legs]
-        if not usable:
-            return 0.0, {}
         try:
-            problem = self._degraded(self._problem())
-            index = self._plan.cluster.index
-            pairs = [(index[a], index[b]) for a, b in map(self._leg_nodes, usable)]
-            flow = max_flow(problem, self._placement(), legs=pairs)
+            return degraded_flow(
+                self._plan,
+                self._cost,
+                usable,
+                engines_down=self._engines_down,
+                engine_slow={i: node.slow for i, node in enumerate(self._nodes)},
+                leg_slow={i: link.slow for i, link in enumerate(self._links)},
+            )
         except PenstockError:
             kept = {leg: self._plan.legs[leg].flow_tokens_per_s for leg in usable}
             home = left.coordinator
             return sum(f for leg, f in kept.items() if left.src[leg] == home), kept
-        return flow.value, dict(zip(usable, flow.leg_flow.tolist(), strict=True))
-
-    def _problem(self) -> PlacementProblem:
-        plan, cost = self._plan, self._cost
-        over_full = any(
-            engine.num_layers > cost.max_layers(plan.cluster.node(engine.stages[0].node))
-            for engine in plan.engines
-        )
-        return placement_problem(plan.cluster, cost, over_full=over_full)
-
-    def _degraded(self, problem: PlacementProblem) -> PlacementProblem:
-        """The same problem with a type per node, slowed nodes and slowed links."""
-        index = self._plan.cluster.index
-        speed = np.ones(problem.num_nodes)
-        for i, engine in enumerate(self._plan.engines):
-            speed[index[engine.stages[0].node]] = 1.0 / self._nodes[i].slow
-        link_tokens = problem.link_tokens_per_s.copy()
-        for leg, link in enumerate(self._links):
-            a, b = self._leg_nodes(leg)
-            link_tokens[index[a], index[b]] /= link.slow
-        return replace(
-            problem,
-            type_names=tuple(node.name for node in self._plan.cluster.nodes),
-            node_type=np.arange(problem.num_nodes),
-            max_layers=problem.node_max_layers,
-            throughput=problem.throughput[problem.node_type] * speed[:, None],
-            link_tokens_per_s=link_tokens,
-        )
-
-    def _placement(self) -> Placement:
-        intervals: list[Interval | None] = [None] * len(self._plan.cluster.nodes)
-        for i, engine in enumerate(self._plan.engines):
-            if i not in self._engines_down:
-                node = self._plan.cluster.index[engine.stages[0].node]
-                intervals[node] = (engine.start_layer, engine.end_layer)
-        return Placement(tuple(intervals))
 
     def _note(self, kind: str, detail: str) -> None:
         self.events.append(RunEvent(self._loop.now, kind, detail))
