@@ -1,0 +1,114 @@
+"""One decoder layer: norms, fused projections, gated or plain MLP, experts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own custom
+
+from penstock.serve.model.attention import AttentionPlan
+from penstock.serve.model.config import Activation, ModelConfig
+from penstock.serve.model.parallel import TensorParallel
+from penstock.serve.model.weights import ExpertWeights, LayerWeights, LinearWeights, NormWeights
+
+Rotation = tuple[torch.Tensor, torch.Tensor]
+
+_ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": F.silu,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+}
+
+
+class Norm:
+    """RMSNorm or LayerNorm over the last dimension."""
+
+    def __init__(self, weights: NormWeights, config: ModelConfig) -> None:
+        self._weight = weights.weight
+        self._bias = weights.bias
+        self._shape = (config.shape.hidden_size,)
+        self._eps = config.norm_eps
+        self._rms = config.norm == "rms"
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if self._rms:
+            return F.rms_norm(x, self._shape, self._weight, self._eps)
+        return F.layer_norm(x, self._shape, self._weight, self._bias, self._eps)
+
+
+class Layer:
+    """A layer (or one rank's shard of it). Tensors are flat over the batch: ``[t, ...]``."""
+
+    def __init__(self, config: ModelConfig, weights: LayerWeights, tp: TensorParallel) -> None:
+        shape = config.shape
+        self._heads = shape.num_attention_heads // tp.size
+        self._kv_heads = shape.num_key_value_heads // tp.size
+        self._dim = shape.head_dim
+        self._eps = config.norm_eps
+        self._tp = tp
+        self._gated = shape.gated_mlp
+        self._activation = _ACTIVATIONS[config.activation]
+        self._before_attention = Norm(weights.attention_norm, config)
+        self._before_mlp = Norm(weights.mlp_norm, config)
+        self._qkv = weights.qkv
+        self._qk_norm = weights.qk_norm
+        self._out = weights.out
+        self._mlp = weights.mlp
+
+    def forward(
+        self, x: torch.Tensor, layer: int, plan: AttentionPlan, rotation: Rotation | None
+    ) -> torch.Tensor:
+        """Hidden states ``[t, h]`` after layer number ``layer``."""
+        qkv = F.linear(self._before_attention(x), self._qkv.weight, self._qkv.bias)
+        qkv = qkv.view(len(x), self._heads + 2 * self._kv_heads, self._dim)
+        turned = qkv[:, : self._heads + self._kv_heads]
+        if self._qk_norm is not None:
+            normed = F.rms_norm(turned, (self._dim,), None, self._eps)
+            torch.mul(normed, self._qk_norm, out=turned)
+        if rotation is not None:
+            _rotate(turned, rotation)
+        x = self._add(x, plan.attend(layer, qkv), self._out)
+        normed = self._before_mlp(x)
+        if isinstance(self._mlp, ExpertWeights):
+            return x + self._tp.all_reduce(_experts(normed, self._mlp))
+        up, down = self._mlp
+        inner = F.linear(normed, up.weight, up.bias)
+        if self._gated:
+            gate, value = inner.chunk(2, dim=-1)
+            inner = F.silu(gate).mul_(value)
+        else:
+            inner = self._activation(inner)
+        return self._add(x, inner, down)
+
+    def _add(self, x: torch.Tensor, inner: torch.Tensor, weights: LinearWeights) -> torch.Tensor:
+        """``x`` plus a projection whose input is split over the ranks."""
+        return x + self._tp.all_reduce(F.linear(inner, weights.weight, weights.bias))
+
+
+def _rotate(x: torch.Tensor, rotation: Rotation) -> None:
+    """Turn ``x`` ``[t, heads, dim]`` in place (RoFormer, halves as pairs)."""
+    cos, sin = rotation
+    swapped = x.roll(x.shape[-1] // 2, -1)
+    x.mul_(cos).addcmul_(swapped, sin)
+
+
+def _experts(x: torch.Tensor, weights: ExpertWeights) -> torch.Tensor:
+    """Mixtral: the best experts by softmax over all, their shares scaled to sum to one."""
+    shares = F.linear(x, weights.router).float().softmax(dim=-1)
+    best, chosen = shares.topk(weights.per_token, dim=-1)
+    best = (best / best.sum(dim=-1, keepdim=True)).to(x.dtype)
+    out = torch.zeros_like(x)
+    order = chosen.flatten().argsort(stable=True)
+    counts = chosen.flatten().bincount(minlength=len(weights.up)).tolist()
+    first = 0
+    for expert, count in enumerate(counts):
+        if count:
+            slot = order[first : first + count]
+            row = slot // weights.per_token
+            first += count
+            gate, value = F.linear(x[row], weights.up[expert]).chunk(2, dim=-1)
+            inner = F.linear(F.silu(gate).mul_(value), weights.down[expert])
+            out.index_add_(0, row, inner * best.flatten()[slot, None])
+    return out
