@@ -21,7 +21,6 @@ from penstock.policy.schedulers.vtc import Vtc
 from penstock.spec.names import did_you_mean, normalise
 
 __all__ = [
-    "ONE_STAGE_ONLY",
     "SCHEDULERS",
     "Batch",
     "BatchScheduler",
@@ -46,11 +45,6 @@ SCHEDULERS: Mapping[str, type[Scheduler]] = {
     "vidur-sarathi": VidurSarathi,
     "vidur-vllm": VidurVllm,
 }
-
-
-ONE_STAGE_ONLY = ("priority", "vtc")
-"""Schedulers whose order may change between steps. Over a pipeline with scarce memory the batches
-in flight can then preempt each other without end, so they are refused there."""
 
 
 def scheduler_class(name: str) -> type[Scheduler]:
@@ -84,11 +78,4 @@ def make_scheduler(
     ``num_stages`` is the pipeline depth: up to so many batches are in flight. Raises
     ``SpecError`` for an unknown name, ``InputError`` for settings that contradict each other.
     """
-    if num_stages > 1 and normalise(settings.name) in ONE_STAGE_ONLY:
-        raise SpecError(
-            "does not run over a pipeline",
-            key="scheduler.name",
-            value=settings.name,
-            fix="use pipeline_parallel_size 1, or the vllm scheduler",
-        )
     return scheduler_class(settings.name)(settings, blocks, num_stages)

@@ -47,6 +47,8 @@ class Priority(VllmV1):
 
     Within one priority the earliest deadline goes first. A waiting sequence of a strictly better
     priority preempts the least urgent running one when there is no place or no blocks for it.
+    As the order never changes, nobody is preempted for a less urgent one, and over a pipeline the
+    most urgent always gets on: preemption ends.
     """
 
     def __init__(

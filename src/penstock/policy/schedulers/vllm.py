@@ -48,7 +48,7 @@ class VllmV1(Scheduler):
         prefill: list[tuple[Sequence, int]] = []
         admitted: list[Sequence] = []
         if prompts:
-            left = self._continue(deque(prompts), cohort, prefill, left)
+            left = self._continue(deque(self._running_order(prompts)), cohort, prefill, left)
         waiting = self.waiting
         if waiting and not self._unsteady:
             while waiting and left > 0 and self.held < self.max_num_seqs:
@@ -68,6 +68,11 @@ class VllmV1(Scheduler):
             return Batch(cohort, prefill, admitted)
         self._ready = cohort
         return None
+
+    def _running_order(self, sequences: list[Sequence]) -> list[Sequence]:
+        # One stage keeps the order of admission by itself. Batches that land one by one do not:
+        # without a fixed order two prompts could each preempt the other for ever.
+        return sorted(sequences, key=_turn) if self.num_stages > 1 else sequences
 
     def _chunk(self, seq: Sequence, computed: int, left: int) -> int:
         """Prompt tokens of ``seq`` in this step; 0 when it has to wait."""
@@ -150,3 +155,7 @@ class VllmV1(Scheduler):
         seq.blocks = need
         seq.computed = hit
         return tokens
+
+
+def _turn(seq: Sequence) -> tuple[float, int]:
+    return (seq.arrival_s, seq.row)

@@ -218,8 +218,6 @@ def test_names_are_forgiving_and_mistakes_named() -> None:
         make_scheduler(SchedulerSettings(max_num_seqs=64, max_num_batched_tokens=32), blocks)
     with pytest.raises(SpecError, match="prefix"):
         make_scheduler(SchedulerSettings(name="orca", enable_prefix_caching=True), blocks)
-    with pytest.raises(SpecError, match="pipeline_parallel_size 1"):
-        make_scheduler(SchedulerSettings(name="priority"), blocks, num_stages=2)
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
@@ -288,3 +286,15 @@ def test_cohort_sums_equal_a_recount(data: st.DataObject) -> None:
         assert cohort.kv_tokens == sum(n - 1 for _, n in held.values())
         assert cohort.need() == sum((n - 1) % size == 0 for _, n in held.values())
         assert [seq.row for seq in cohort] == list(held)
+
+
+def test_urgent_prompts_come_first_in_every_step() -> None:
+    """Among unfinished prompts too the budget goes to the more urgent one, whoever came first."""
+    policy = scheduler(
+        "priority", max_num_seqs=8, max_num_batched_tokens=50, long_prefill_token_threshold=30
+    )
+    policy.add(Sequence(0, 0.0, 200, 5))
+    step(policy)
+    policy.add(Sequence(1, 0.1, 200, 5, deadline_s=1.0))
+    assert prompts(step(policy)) == [(0, 30), (1, 20)]
+    assert prompts(step(policy)) == [(1, 30), (0, 20)]

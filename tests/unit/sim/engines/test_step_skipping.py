@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tests.unit.sim.engines.engine_runs import run_engine
 
-from penstock.policy.schedulers import ONE_STAGE_ONLY, SCHEDULERS, SchedulerSettings
+from penstock.policy.schedulers import SCHEDULERS, SchedulerSettings
 from penstock.spec.workload import SLO, Request, SLOClass
 
 CLASSES = (SLOClass("slow", SLO(ttft_s=5.0), priority=1), SLOClass("quick", SLO(ttft_s=0.5)))
@@ -47,10 +47,8 @@ def tight_settings(rng: Random, name: str) -> SchedulerSettings:
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "stages"),
-    [(name, n) for name in SCHEDULERS for n in (1, 2) if n == 1 or name not in ONE_STAGE_ONLY],
-)
+@pytest.mark.parametrize("stages", [1, 2])
+@pytest.mark.parametrize("name", SCHEDULERS)
 @settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 2**32))
 @example(seed=1825)  # memory so scarce that batches in flight preempt each other
