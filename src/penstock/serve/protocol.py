@@ -126,6 +126,8 @@ class TokenDelta:
     """New tokens of one request, in order; ``finish_reason`` is set on the last delta only.
 
     A stop token is not among ``tokens``. ``stop_token`` names it where one ended the request.
+    ``queued_s``, where known, comes with the first tokens: seconds from the request's arrival at
+    the runtime until its first batch began.
     """
 
     tokens: tuple[int, ...] = ()
@@ -133,6 +135,7 @@ class TokenDelta:
     finish_reason: FinishReason | None = None
     stop_token: int | None = None
     cached_prompt_tokens: int = 0
+    queued_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
