@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import inf
+from typing import Protocol
 
 from penstock.errors import InputError, SpecError
 from penstock.plan.plan import Engine, Leg, Plan, Role, Routing
@@ -150,7 +151,13 @@ def enter(seq: Sequence, role: Role, total_tokens: int) -> None:
     seq.total_tokens = seq.prompt_tokens + 1 if role == "prefill" else total_tokens
 
 
-def servable(seq: Sequence, total_tokens: int, engines: Iterable[tuple[Role, Scheduler]]) -> bool:
+class Fitting(Protocol):
+    """A scheduler or an engine: whether it could ever serve a sequence."""
+
+    def fits(self, seq: Sequence) -> bool: ...
+
+
+def servable(seq: Sequence, total_tokens: int, engines: Iterable[tuple[Role, Fitting]]) -> bool:
     """Whether empty engines could serve ``seq``: one alone, or its two phases one each."""
     trial = Sequence(seq.row, seq.arrival_s, seq.prompt_tokens, 1)
     able: dict[str, bool] = {}

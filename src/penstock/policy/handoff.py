@@ -56,6 +56,14 @@ class HandoffDecode(VllmV1):
         self._arrived.append(seq)
         return self.held < self.max_num_seqs
 
+    def remove(self, seq: Sequence) -> bool:
+        if seq in self._arrived:
+            self._arrived.remove(seq)
+            self.blocks.give(seq.blocks)
+            seq.blocks = 0
+            return True
+        return super().remove(seq)
+
     @property
     def outstanding(self) -> int:
         return super().outstanding + len(self._arrived) + len(self._coming)

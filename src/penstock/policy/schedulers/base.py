@@ -64,6 +64,10 @@ class BatchScheduler(Protocol):
         """Take everything out, blocks given back; no batch may be in flight."""
         ...
 
+    def remove(self, seq: Sequence) -> bool:
+        """Take one sequence out (cancelled); False while it is in the batch in flight."""
+        ...
+
     def check(self) -> None:
         """Recount the blocks; no batch may be in flight."""
         ...
@@ -224,7 +228,6 @@ class Scheduler:
         return running
 
     def remove(self, seq: Sequence) -> bool:
-        """Take one sequence out (cancelled); False while it is in the batch in flight."""
         cohort = self._ready
         if cohort is not None and seq in cohort:
             self.stays.append(cohort.leave(seq))

@@ -113,3 +113,19 @@ class SlotBatcher:
         """Free the slots of ``requests`` decodes that ended."""
         self.decoding -= requests
         self.held -= requests
+
+    def remove(self, row: int) -> None:
+        """Take out a request that waits, whose prompt is unfinished, or that decodes (cancelled).
+
+        It must not be part of a step that has not been committed.
+        """
+        waiting = [entry for entry in self._waiting if entry[0] != row]
+        if len(waiting) < len(self._waiting):
+            self._waiting = deque(waiting)
+            return
+        prompts = [entry for entry in self._prompts if entry[0] != row]
+        if len(prompts) < len(self._prompts):
+            self._prompts = deque(prompts)
+            self.held -= 1
+            return
+        self.finish(1)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from penstock.cost.steps import StepTimer
 from penstock.plan.plan import Engine
 from penstock.policy.fleet import EngineView, engine_scheduler
+from penstock.policy.schedulers.base import Scheduler
 from penstock.policy.schedulers.sequence import Batch
 from penstock.policy.schedulers.sequence import Sequence as Served
 from penstock.serve.coordinator.live import Live
@@ -65,6 +66,8 @@ class EngineDriver(EngineView):
     ``trace`` collects every batch where it is a list.
     """
 
+    scheduler: Scheduler
+
     def __init__(
         self,
         index: int,
@@ -119,6 +122,10 @@ class EngineDriver(EngineView):
     @property
     def in_flight(self) -> bool:
         return bool(self._flight)
+
+    def fits(self, seq: Served) -> bool:
+        """Whether the empty engine could serve ``seq``."""
+        return self.scheduler.fits(seq)
 
     def reset(self) -> None:
         """Begin with empty KV memory: the workers are new, or have been told to free all."""

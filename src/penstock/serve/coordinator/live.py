@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from math import nan
+from math import inf, nan
 
 from penstock.serve.protocol import (
     FinishReason,
@@ -46,6 +46,7 @@ class Live:
         "stop_token",
         "token_s",
         "tokens",
+        "tpot_relative",
         "tpot_s",
     )
 
@@ -58,7 +59,8 @@ class Live:
         stop: frozenset[int],
         seed: int,
         class_index: int = 0,
-        tpot_s: float = float("inf"),
+        tpot_s: float = inf,
+        tpot_relative: bool = False,
         hashes: tuple[int, ...] = (),
     ) -> None:
         self.row = row
@@ -69,6 +71,7 @@ class Live:
         self.seed = seed
         self.class_index = class_index
         self.tpot_s = tpot_s
+        self.tpot_relative = tpot_relative
         self.hashes = hashes
         self.place = ""
         self.admitted_s = self.first_token_s = self.last_token_s = nan

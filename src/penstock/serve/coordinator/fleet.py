@@ -1,0 +1,404 @@
+"""Whole engines behind routers, in real time, as the simulator of engines has them in virtual."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import replace
+from itertools import count
+
+from penstock.cost.steps import EngineShape, StepCostModel, StepTimer, stage_timers
+from penstock.errors import InputError
+from penstock.plan.plan import Engine, Plan, Role
+from penstock.policy import fleet as rules
+from penstock.policy.schedulers.sequence import Sequence
+from penstock.serve.coordinator.elastic import Elastic
+from penstock.serve.coordinator.engine import Attempt, Decision, EngineDriver
+from penstock.serve.coordinator.handover import Handover
+from penstock.serve.coordinator.live import Live
+from penstock.serve.coordinator.options import ServeOptions
+from penstock.serve.coordinator.speculative import SpeculativeDriver
+from penstock.serve.pool import WorkerPool, WorkerSpec
+from penstock.serve.protocol import EngineStatus, RequestTooLong, Unavailable
+from penstock.serve.wire import Hop, KVReceived, StepDone, ToCoordinator
+from penstock.spec.workload import Request, SLOClass
+
+
+class Fleet:
+    """All engines of a plan. ``ended`` is called once with every request that is over."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        pool: WorkerPool,
+        options: ServeOptions,
+        *,
+        classes: Mapping[str, SLOClass],
+        ended: Callable[[Live], None],
+        clock: Callable[[], float],
+        cost: StepCostModel | None = None,
+    ) -> None:
+        self.engines: list[EngineDriver] = []
+        self.decisions: list[Decision] = []
+        self.restarts = 0
+        self.restarted_requests = 0
+        self._plan, self._pool, self._options = plan, pool, options
+        self._classes, self._ended, self._clock, self._cost = classes, ended, clock, cost
+        self._routers = rules.engine_routers(plan.routing, options.seed)
+        self._handover = Handover(self._routers.decode, self._receivers, pool.send, self._restart)
+        self._rows = count()
+        self._attempts: dict[int, Attempt] = {}
+        self._homeless: deque[Live] = deque()
+        self._workers: dict[str, EngineDriver] = {}
+        self._elastic = Elastic(self)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._pumps: set[str] = set()
+        weights = rules.engine_weights(plan)
+        for engine, weight in zip(plan.engines, weights, strict=True):
+            self._driver(engine, weight)
+
+    # -- workers ------------------------------------------------------------------------------
+
+    def _driver(self, engine: Engine, weight: float) -> EngineDriver:
+        stages = tuple(
+            Hop(worker_name(engine, i), stage.start_layer, stage.end_layer)
+            for i, stage in enumerate(engine.stages)
+        )
+        options = self._options
+        kind = EngineDriver if engine.speculation is None else SpeculativeDriver
+        driver = kind(
+            len(self.engines),
+            engine,
+            weight,
+            model=self._plan.model.name,
+            stages=stages,
+            send=self._pool.send,
+            clock=self._clock,
+            timers=() if self._cost is None else self._timers(self._cost, engine),
+            time_scale=options.time_scale,
+            trace=self.decisions if options.trace else None,
+        )
+        self.engines.append(driver)
+        for hop in stages:
+            self._workers[hop.worker] = driver
+        return driver
+
+    def _timers(self, cost: StepCostModel, engine: Engine) -> tuple[StepTimer, ...]:
+        node = self._plan.cluster.node(engine.stages[0].node)
+        shape = EngineShape(node.accelerator, node.count, len(engine.stages))
+        return stage_timers(cost, shape)
+
+    async def start(self) -> None:
+        """Start all workers. Raises ``InputError`` for the first one that cannot be built."""
+        results = await asyncio.gather(
+            *(self._start(engine) for engine in self.engines), return_exceptions=True
+        )
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+
+    async def _start(self, engine: EngineDriver) -> None:
+        specs = [self._spec(engine, i) for i in range(len(engine.stages))]
+        await asyncio.gather(*(self._pool.start(spec) for spec in specs))
+        engine.reset()
+        engine.alive = True
+
+    def _spec(self, driver: EngineDriver, stage: int) -> WorkerSpec:
+        engine, options = driver.engine, self._options
+        hop, node = driver.stages[stage], engine.stages[stage].node
+        assert engine.scheduler is not None
+        pages_per_block = -(-engine.scheduler.block_size // options.page_size)
+        layers = hop.end_layer - hop.start_layer
+        return WorkerSpec(
+            name=hop.worker,
+            node=node,
+            checkpoint=self._plan.checkpoint,
+            start_layer=hop.start_layer,
+            end_layer=hop.end_layer,
+            num_layers=self._plan.model.num_hidden_layers,
+            num_pages=(engine.num_blocks * pages_per_block + 8) * layers,
+            page_size=options.page_size,
+            tensor_parallel_size=self._plan.cluster.node(node).count,
+            dtype=options.dtype,
+            device=options.device,
+            threads=options.threads,
+            executor=options.executor,
+            speculation=engine.speculation,
+            kv_bytes_per_token_per_layer=self._plan.model.kv_bytes_per_token_per_layer,
+        )
+
+    # -- requests -----------------------------------------------------------------------------
+
+    @property
+    def outstanding(self) -> int:
+        return len(self._attempts) + len(self._homeless)
+
+    @property
+    def num_waiting(self) -> int:
+        waiting = sum(engine.num_waiting for engine in self.engines)
+        return waiting + len(self._homeless) + self._handover.waiting
+
+    def submit(self, live: Live) -> None:
+        """Take a request in. Raises ``RequestTooLong`` where no engine could ever hold it."""
+        seq = self._sequence(live)
+        total = seq.total_tokens
+        if not rules.servable(
+            seq, total, ((e.engine.role, e) for e in self.engines if not e.draining)
+        ):
+            raise RequestTooLong(
+                f"{live.prompt_tokens} prompt tokens and up to {live.request.params.max_tokens} "
+                "output tokens exceed the KV memory of every engine"
+            )
+        self._place(Attempt(live, seq), total)
+
+    def cancel(self, live: Live) -> None:
+        """Free what a request holds, wherever it is."""
+        if live in self._homeless:
+            self._homeless.remove(live)
+            return
+        attempt = self._attempts.pop(live.row, None)
+        if attempt is None or self._handover.cancel(attempt.seq.row):
+            return
+        for engine in self.engines:
+            if attempt.seq.row in engine.attempts:
+                engine.cancel(attempt.seq.row)
+                self._pump(engine)
+
+    def _sequence(self, live: Live) -> Sequence:
+        request = Request(
+            next(self._rows),
+            live.arrival_s,
+            len(live.tokens),
+            max(1, live.left),
+            live.request.class_name,
+            prefix_hashes=live.hashes,
+        )
+        seq = rules.new_sequence(request.id, request, self._classes)
+        if live.request.priority:
+            seq.priority = live.request.priority
+        return seq
+
+    def _place(self, attempt: Attempt, total: int) -> None:
+        """Bring a request to an engine that computes its prompt, if there is one now."""
+        seq = attempt.seq
+        able: list[EngineDriver] = []
+        for engine in self.engines:
+            if engine.accepting and engine.engine.role != "decode":
+                rules.enter(seq, engine.engine.role, total)
+                if engine.fits(seq):
+                    able.append(engine)
+        if not able:
+            self._wait_for_engine(attempt.live)
+            return
+        picked = self._routers.first.pick(seq, able)
+        engine = self.engines[picked.index]
+        rules.enter(seq, engine.engine.role, total)
+        self._attempts[attempt.live.row] = attempt
+        engine.add(attempt)
+        self._pump(engine)
+
+    def _wait_for_engine(self, live: Live) -> None:
+        self._homeless.append(live)
+        loop = asyncio.get_running_loop()
+        loop.call_later(self._options.unavailable_s, self._give_up, live)
+
+    def _give_up(self, live: Live) -> None:
+        if live in self._homeless:
+            self._homeless.remove(live)
+            live.fail(Unavailable("no engine can serve this request now"))
+            self._ended(live)
+
+    def _pump(self, engine: EngineDriver) -> None:
+        """Form steps once everything that happens at this moment is done."""
+        if engine.name not in self._pumps:
+            self._pumps.add(engine.name)
+            asyncio.get_running_loop().call_soon(self._pump_now, engine)
+
+    def _pump_now(self, engine: EngineDriver) -> None:
+        self._pumps.discard(engine.name)
+        engine.pump()
+
+    def _receivers(self) -> list[EngineDriver]:
+        return [e for e in self.engines if e.accepting and e.engine.role == "decode"]
+
+    # -- messages -----------------------------------------------------------------------------
+
+    def receive(self, message: ToCoordinator) -> None:
+        if isinstance(message, StepDone):
+            engine = self._workers.get(message.worker)
+            if engine is not None and engine.alive:
+                self._step_done(engine, message)
+        elif isinstance(message, KVReceived):
+            self._handover.received(message)
+
+    def _step_done(self, engine: EngineDriver, message: StepDone) -> None:
+        engine.receive(message)
+        ended, engine.ended = engine.ended, []
+        handed, engine.handed = engine.handed, []
+        for attempt in handed:
+            self._handover.begin(attempt, engine)
+        for live in ended:
+            del self._attempts[live.row]
+            self._ended(live)
+        if ended:
+            self._handover.retry()
+        self._pump(engine)
+
+    def died(self, worker: str, why: str) -> None:
+        """A worker is gone: its engine's requests start over elsewhere, from what they have."""
+        engine = self._workers.get(worker)
+        if engine is not None and engine.alive:
+            self._lose(engine)
+            if self._options.restart:
+                self._spawn(self._revive(engine))
+
+    def _lose(self, engine: EngineDriver) -> None:
+        engine.alive = False
+        attempts = [attempt for attempt in engine.attempts.values() if not attempt.cancelled]
+        engine.reset()
+        self._handover.lost(engine)
+        for attempt in attempts:
+            self._restart(attempt)
+
+    def _restart(self, attempt: Attempt) -> None:
+        """Serve a request anew from its prompt and the tokens its client already has."""
+        live = attempt.live
+        self._attempts.pop(live.row, None)
+        if live.ended:
+            return
+        live.attempts += 1
+        self.restarted_requests += 1
+        seq = self._sequence(live)
+        self._place(Attempt(live, seq), seq.total_tokens)
+
+    async def _revive(self, engine: EngineDriver) -> None:
+        """Start the workers of an engine anew until it stands."""
+        self.restarts += 1
+        for hop in engine.stages:
+            await self._pool.stop(hop.worker)
+        while engine in self.engines and not engine.alive:
+            try:
+                await self._start(engine)
+            except InputError:
+                await asyncio.sleep(self._options.restart_delay_s)
+        self._retry_homeless()
+        self._handover.retry()
+
+    def _retry_homeless(self) -> None:
+        waiting, self._homeless = self._homeless, deque()
+        for live in waiting:
+            seq = self._sequence(live)
+            self._place(Attempt(live, seq), seq.total_tokens)
+
+    def _spawn(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def administer(self, action: str, body: Mapping[str, object]) -> Mapping[str, object]:
+        return await self._elastic.administer(action, body)
+
+    def counters(self) -> Mapping[str, float]:
+        blocks = [engine.scheduler.blocks for engine in self.engines]
+        return {
+            "worker_restarts": self.restarts,
+            "requests_restarted": self.restarted_requests,
+            "kv_transfers": self._handover.done,
+            "prefix_queried_tokens": sum(one.queried_tokens for one in blocks),
+            "prefix_hit_tokens": sum(one.hit_tokens for one in blocks),
+        }
+
+    # -- changes of the pool ------------------------------------------------------------------
+
+    def named(self, name: str) -> EngineDriver:
+        """Raises ``InputError`` for an unknown engine."""
+        for engine in self.engines:
+            if engine.name == name:
+                return engine
+        known = ", ".join(engine.name for engine in self.engines)
+        raise InputError(f"no engine is called {name!r}; there are {known}")
+
+    def check_roles(self, without: EngineDriver | None = None, more: Iterable[Role] = ()) -> None:
+        """Raises ``InputError`` where a phase of the requests would be left to nobody."""
+        roles = {e.engine.role for e in self.engines if e is not without and not e.draining}
+        roles |= set(more)
+        if not roles:
+            raise InputError("the last engine cannot go; add another one first")
+        for phase, other in (("prefill", "decode"), ("decode", "prefill")):
+            if phase in roles and other not in roles:
+                raise InputError(f"that would leave no engine of the role {other}")
+
+    async def add(self, engine: Engine, weight: float) -> None:
+        """Start one more engine. Raises ``InputError``, and changes nothing, where it fails."""
+        driver = self._driver(engine, weight)
+        try:
+            await self._start(driver)
+        except InputError:
+            self._forget(driver)
+            raise
+        self._retry_homeless()
+        self._handover.retry()
+
+    async def remove(self, engine: EngineDriver, drain_s: float | None) -> int:
+        """Drain and end an engine; returns how many requests had to start over elsewhere."""
+        moved = await self._drain(engine, drain_s)
+        self._forget(engine)
+        for hop in engine.stages:
+            await self._pool.stop(hop.worker)
+        return moved
+
+    async def change_role(self, engine: EngineDriver, role: Role, drain_s: float | None) -> None:
+        """Drain an engine and open it in another role, with empty KV memory."""
+        await self._drain(engine, drain_s)
+        engine.engine = replace(engine.engine, role=role)
+        if engine.alive:
+            engine.reset()
+        engine.draining = False
+        self._retry_homeless()
+        self._handover.retry()
+
+    async def _drain(self, engine: EngineDriver, drain_s: float | None) -> int:
+        """Let an engine finish what it has, for ``drain_s`` at most; the rest starts over."""
+        engine.draining = True
+        end_s = self._clock() + (self._options.drain_s if drain_s is None else drain_s)
+        while engine.alive and not engine.idle and self._clock() < end_s:
+            await asyncio.sleep(_LOOK_S)
+        left = [a for a in engine.attempts.values() if not a.cancelled]
+        for attempt in left:
+            engine.cancel(attempt.seq.row)
+        engine.pump()
+        while engine.alive and (not engine.idle or self._handover.uses(engine)):
+            await asyncio.sleep(_LOOK_S)
+        for attempt in left:
+            self._restart(attempt)
+        return len(left)
+
+    def _forget(self, engine: EngineDriver) -> None:
+        engine.alive = False
+        self.engines.remove(engine)
+        for i, other in enumerate(self.engines):
+            other.index = i
+        for hop in engine.stages:
+            del self._workers[hop.worker]
+
+    def status(self) -> tuple[EngineStatus, ...]:
+        return tuple(engine.status() for engine in self.engines)
+
+    def ready(self) -> bool:
+        """Whether some engine takes prompts now, and some decodes where roles are apart."""
+        roles = {engine.engine.role for engine in self.engines if engine.accepting}
+        return "both" in roles or {"prefill", "decode"} <= roles
+
+    async def close(self) -> None:
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+_LOOK_S = 0.01
+
+
+def worker_name(engine: Engine, stage: int) -> str:
+    """The name of the worker of one stage."""
+    return engine.name if len(engine.stages) == 1 else f"{engine.name}/{stage}"

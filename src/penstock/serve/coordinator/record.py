@@ -1,0 +1,109 @@
+"""What happened, in the one run schema: measured runs look like simulated ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penstock import __version__
+from penstock.measure.run import STATUS, NodeTotals, RequestTable, Run, RunEvent, Status, TokenTimes
+from penstock.serve.coordinator.live import Live
+from penstock.serve.protocol import EngineStatus
+
+_STATUS: Mapping[str, Status] = {
+    "stop": "finished",
+    "length": "finished",
+    "abort": "dropped",
+    "error": "failed",
+}
+
+
+class Ledger:
+    """Collects requests that are over. ``start_s`` is the clock at the start of the run."""
+
+    def __init__(self, start_s: float, class_names: Sequence[str], *, keep: bool) -> None:
+        self._start_s = start_s
+        self._class_names = tuple(class_names)
+        self._keep = keep
+        self._rows: list[Live] = []
+        self.events: list[RunEvent] = []
+        self.counts: dict[str, int] = dict.fromkeys(("finished", "dropped", "failed"), 0)
+        self.prompt_tokens = 0
+        self.generated_tokens = 0
+        self.preemptions = 0
+
+    def ended(self, live: Live) -> None:
+        """Book a request whose ``finish_reason`` is set."""
+        self.counts[_STATUS[live.finish_reason or "error"]] += 1
+        self.prompt_tokens += live.prompt_tokens
+        self.generated_tokens += live.output_tokens
+        self.preemptions += live.preemptions
+        if self._keep:
+            self._rows.append(live)
+
+    def note(self, now: float, kind: str, detail: str) -> None:
+        self.events.append(RunEvent(now - self._start_s, kind, detail))
+
+    def run(
+        self,
+        name: str,
+        header: Mapping[str, object],
+        engines: Sequence[EngineStatus],
+        now: float,
+    ) -> Run:
+        """Everything recorded so far."""
+        rows = sorted(self._rows, key=lambda live: live.row)
+        start = self._start_s
+        counts = [len(live.token_s) for live in rows]
+        places = [engine.name for engine in engines]
+        places += sorted({live.place for live in rows} - set(places))
+        table = RequestTable(
+            id=_ints([live.row for live in rows]),
+            arrival_s=_times([live.arrival_s for live in rows], start),
+            admitted_s=_times([live.admitted_s for live in rows], start),
+            first_token_s=_times([live.first_token_s for live in rows], start),
+            last_token_s=_times([live.last_token_s for live in rows], start),
+            prompt_tokens=_ints([live.prompt_tokens for live in rows]),
+            output_tokens=_ints([live.request.params.max_tokens for live in rows]),
+            generated_tokens=_ints(counts),
+            status=np.array(
+                [STATUS.index(_STATUS[live.finish_reason or "error"]) for live in rows], np.int8
+            ),
+            preemptions=np.array([live.preemptions + live.attempts for live in rows], np.int32),
+            class_index=np.array([live.class_index for live in rows], np.int16),
+            route_index=np.array([places.index(live.place) for live in rows], np.int32),
+        )
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        times = [time for live in rows for time in live.token_s]
+        zeros = np.zeros(len(engines))
+        return Run(
+            name=name,
+            header={"kind": "measured", "version": __version__, **header},
+            window_s=(0.0, now - start),
+            requests=table,
+            tokens=TokenTimes(offsets, _times(times, start)),
+            nodes=NodeTotals(
+                names=tuple(engine.name for engine in engines),
+                busy_s=np.array([engine.busy_share * (now - start) for engine in engines]),
+                batches=zeros.astype(np.int64),
+                prefill_tokens=_ints([engine.prompt_tokens for engine in engines]),
+                decode_tokens=_ints([engine.generation_tokens for engine in engines]),
+                peak_kv_fraction=zeros,
+                prompt_residence_s=zeros,
+                prompt_visits=zeros.astype(np.int64),
+            ),
+            events=tuple(self.events),
+            routes=tuple((place,) for place in places),
+            class_names=self._class_names,
+            counters={**self.counts, "preemptions": self.preemptions},
+        )
+
+
+def _ints(values: Sequence[int]) -> NDArray[np.int64]:
+    return np.array(values, np.int64)
+
+
+def _times(values: Sequence[float], start_s: float) -> NDArray[np.float64]:
+    return np.array(values, np.float64) - start_s
