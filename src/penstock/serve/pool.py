@@ -22,7 +22,8 @@ ExecutorName = Literal["torch", "null"]
 class WorkerSpec:
     """One stage, and what its worker needs to build itself.
 
-    ``num_pages`` counts KV pages of ``page_size`` tokens x 1 layer. ``batches``: the worker is a
+    ``num_pages`` counts KV pages of ``page_size`` tokens x 1 layer; cached prompt pieces hold
+    ``piece_tokens``. ``batches``: the worker is a
     node of per-request paths and forms batches itself, under ``limits``, with iterations entering
     at ``entry_layers``; otherwise it runs steps as they come. ``speculation`` names the draft model
     beside the target (stages that hold all layers only). ``node`` is where to place it.
@@ -36,6 +37,7 @@ class WorkerSpec:
     num_layers: int
     num_pages: int
     page_size: int = 16
+    piece_tokens: int = 512
     tensor_parallel_size: int = 1
     dtype: str = "auto"
     device: str = "cpu"
@@ -54,7 +56,10 @@ class WorkerPool(Protocol):
     def listen(
         self, message: Callable[[ToCoordinator], None], died: Callable[[str, str], None]
     ) -> None:
-        """Call ``message`` for each message, ``died(worker, why)`` once when a worker is gone."""
+        """Call ``message`` for each message, ``died(worker, why)`` once when a worker is gone.
+
+        What a worker reports of its own fault (``Failed``) comes as ``died``.
+        """
         ...
 
     async def start(self, spec: WorkerSpec) -> None:

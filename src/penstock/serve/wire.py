@@ -55,7 +55,11 @@ class Sampling(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Begin(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Sequence ``seq`` (a number never used again) starts, or starts over, with this sampling."""
+    """Draw the tokens of sequence ``seq`` so from now on.
+
+    On a per-request path it travels with the item of ``seq`` in the same step to the last hop.
+    The numbers of paths that were released are never used again.
+    """
 
     seq: int
     sampling: Sampling
@@ -127,7 +131,7 @@ class Decoding(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Step(msgspec.Struct, frozen=True, tag=True):
-    """Run ``items``; hidden states ``[tokens, hidden_size]`` come as the buffer after stage 0.
+    """Run ``items``; the buffer holds hidden states ``[tokens, hidden_size]`` after layer 0.
 
     No items: only the commands count, and no ``StepDone`` follows. ``stages`` are the engine's,
     ``stage`` the index of this worker; empty where each item carries its hops. ``null_s``: seconds
@@ -157,7 +161,8 @@ class Drawn(msgspec.Struct, frozen=True, array_like=True):
 class StepDone(msgspec.Struct, frozen=True, tag=True):
     """The last stage has run step ``number``. ``busy_s`` are the seconds of that stage's work.
 
-    ``seqs`` lists the items of per-request paths that are done, drawn or not.
+    Of per-request paths, ``number`` counts the worker's batches and ``seqs`` lists the items that
+    are done, drawn or not.
     """
 
     number: int
@@ -169,6 +174,8 @@ class StepDone(msgspec.Struct, frozen=True, tag=True):
 
 class NodeBatch(msgspec.Struct, frozen=True, tag=True):
     """A node of per-request paths has run a batch: what the coordinator and reports need.
+
+    It comes before the ``StepDone`` of the same batch.
 
     ``queued_first``: iterations that wait for the first layer, for routers that ask.
     """
@@ -195,16 +202,16 @@ class PushKV(msgspec.Struct, frozen=True, tag=True):
 
 
 class KVLayer(msgspec.Struct, frozen=True, tag=True):
-    """KV entries of one layer as a buffer ``[2, tokens, kv_heads, head_dim]``, with CRC-32.
+    """The KV pages of one layer that hold ``tokens`` entries, as a buffer, with its CRC-32.
 
-    ``layers`` of this transfer go to the receiver altogether.
+    ``layout`` names what both sides must agree on; the receiver waits for all its layers.
     """
 
     transfer: int
     seq: int
     layer: int
-    layers: int
     tokens: int
+    layout: str
     crc32: int
 
 

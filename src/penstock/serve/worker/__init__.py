@@ -1,0 +1,1 @@
+"""What runs on a stage: the loop, the batches and transfers, and what computes."""
