@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock.measure.fleet import Fleet, classes_of, fleet_of_run
+from penstock.measure.pooled import PooledSeconds
 from penstock.measure.run import STATUS, Run
-from penstock.measure.samples import Samples, collect
+from penstock.measure.samples import Gaps, Samples, all_gaps, collect, pooled_gaps
 from penstock.spec.workload import SLO, SLOClass
 
 Floats = NDArray[np.float64]
@@ -144,18 +145,21 @@ def summarise(
     """
     classes = classes_of(run.header) if classes is None else tuple(classes)
     fleet = fleet_of_run(run.header) if fleet is None else fleet
-    samples = collect(run, classes)
+    samples, gaps = collect(run, classes), pooled_gaps(run)
     everyone = np.ones(len(run.requests.id), dtype=bool)
     limited = {entry.name: entry.slo for entry in classes}
     single = classes[0].slo if len(classes) == 1 else None
-    overall = _group(run, samples, everyone, "", single, judged=bool(classes))
+    overall = _group(
+        run, samples, everyone, "", gaps=all_gaps(gaps), slo=single, judged=bool(classes)
+    )
     groups = tuple(
         _group(
             run,
             samples,
             run.requests.class_index == i,
             name,
-            limited.get(name),
+            gaps=gaps[i],
+            slo=limited.get(name),
             judged=name in limited,
         )
         for i, name in enumerate(run.class_names)
@@ -217,56 +221,72 @@ def summary_to_dict(summary: Summary) -> dict[str, object]:
 
 def distribution(seconds: Floats) -> Distribution:
     """Order statistics of ``seconds`` (any order, no NaN)."""
-    n = len(seconds)
-    if n == 0:
+    pooled = PooledSeconds(exact=True)
+    pooled.add(seconds)
+    return pooled_distribution(pooled)
+
+
+_FRACTIONS = np.array([0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999])
+
+
+def pooled_distribution(pooled: PooledSeconds) -> Distribution:
+    """Order statistics of a pooled sample."""
+    if not pooled.count:
         return Distribution(0, *([float("nan")] * 11))
-    ordered = np.sort(seconds)
-
-    def at(fraction: float) -> float:
-        place = fraction * (n - 1)
-        low = int(place)
-        high = min(low + 1, n - 1)
-        return float(ordered[low] + (ordered[high] - ordered[low]) * (place - low))
-
+    p25, p50, p75, p90, p95, p99, p999 = pooled.quantiles(_FRACTIONS).tolist()
     return Distribution(
-        count=n,
-        mean=float(ordered.mean()),
-        std=float(ordered.std()),
-        minimum=float(ordered[0]),
-        p25=at(0.25),
-        p50=at(0.5),
-        p75=at(0.75),
-        p90=at(0.9),
-        p95=at(0.95),
-        p99=at(0.99),
-        p999=at(0.999) if n >= 1000 else float("nan"),
-        maximum=float(ordered[-1]),
+        count=pooled.count,
+        mean=pooled.mean,
+        std=pooled.std,
+        minimum=pooled.minimum,
+        p25=p25,
+        p50=p50,
+        p75=p75,
+        p90=p90,
+        p95=p95,
+        p99=p99,
+        p999=p999 if pooled.count >= 1000 else float("nan"),
+        maximum=pooled.maximum,
     )
 
 
 def rank_percentiles(seconds: Floats) -> RankPercentiles:
     """Percentiles by rank, ``sorted[int(n * p)]`` (Helix artifact, section 5 "Metrics")."""
-    n = len(seconds)
-    if n == 0:
+    pooled = PooledSeconds(exact=True)
+    pooled.add(seconds)
+    return pooled_ranks(pooled)
+
+
+def pooled_ranks(pooled: PooledSeconds) -> RankPercentiles:
+    """``rank_percentiles`` of a pooled sample."""
+    n = pooled.count
+    if not n:
         return RankPercentiles(0, *([float("nan")] * 6))
-    ordered = np.sort(seconds)
-    ranks = [float(ordered[int(n * p)]) for p in (0.05, 0.25, 0.5, 0.75, 0.95)]
-    return RankPercentiles(n, float(ordered.mean()), *ranks)
+    ranks = np.array([int(n * p) for p in (0.05, 0.25, 0.5, 0.75, 0.95)])
+    return RankPercentiles(n, pooled.mean, *pooled.at_ranks(ranks).tolist())
 
 
 def _group(
-    run: Run, samples: Samples, members: Mask, name: str, slo: SLO | None, *, judged: bool
+    run: Run,
+    samples: Samples,
+    members: Mask,
+    name: str,
+    *,
+    gaps: Gaps,
+    slo: SLO | None,
+    judged: bool,
 ) -> Group:
     table, start_end = run.requests, run.window_s
     length = start_end[1] - start_end[0]
     sent = members & samples.arrived_in_window
     done = members & samples.finished_in_window
-    iterations = samples.iteration_in_window & members[samples.owner]
-    gaps = samples.gap_in_window & members[samples.gap_owner]
-    token_gaps = gaps & samples.gap_is_itl
     prompts = members & samples.prompt_in_window
-    output_tokens = int(np.count_nonzero(iterations & samples.is_token))
-    decode = int(np.count_nonzero(iterations & ~samples.is_prompt))
+    # Every iteration but the prompt's ends a gap. Without iteration times nobody knows which
+    # tokens fell into the window.
+    known = run.tokens.kept or not table.generated_tokens.any()
+    decode = float(gaps.iterations.count) if known else float("nan")
+    prompt_tokens = np.count_nonzero(prompts) if run.first_iteration_is_token else 0
+    output_tokens = decode + float(prompt_tokens)
     status = table.status
 
     def count(wanted: str) -> int:
@@ -296,11 +316,11 @@ def _group(
         tokens_per_s_per_user=_inverse(tpot_distribution.p50),
         ttft=distribution(samples.ttft_s[members & samples.first_token_in_window]),
         tpot=tpot_distribution,
-        itl=distribution(samples.gap_s[token_gaps]),
+        itl=pooled_distribution(gaps.tokens),
         e2e=distribution(samples.e2e_s[done]),
         queue=distribution(samples.queue_s[members & samples.admitted_in_window]),
         prompt_latency=rank_percentiles(samples.prompt_latency_s[prompts]),
-        decode_latency=rank_percentiles(samples.gap_s[gaps]),
+        decode_latency=pooled_ranks(gaps.iterations),
         slo=slo,
         slo_attainment=_share(good, sent) if judged else None,
         ttft_attainment=_share(samples.ttft_met, sent) if judged else None,
@@ -341,9 +361,8 @@ def _utilisation(run: Run) -> Floats:
         if inside.sum() > 0:
             average: Floats = inside @ series.busy / inside.sum()
             return average
-    times = run.tokens.times_s
     begin = float(run.requests.arrival_s.min()) if len(run.requests.id) else run.window_s[0]
-    end = max(run.window_s[1], float(times.max()) if len(times) else 0.0)
+    end = max(run.window_s[1], run.tokens.last_s)
     fraction: Floats = np.minimum(run.nodes.busy_s / max(end - begin, 1e-12), 1.0)
     return fraction
 

@@ -9,6 +9,20 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from penstock.measure.tokens import TokenTimes
+
+__all__ = [
+    "STATUS",
+    "LinkTotals",
+    "NodeSeries",
+    "NodeTotals",
+    "RequestTable",
+    "Run",
+    "RunEvent",
+    "Status",
+    "TokenTimes",
+]
+
 Status = Literal["finished", "running", "queued", "rejected", "dropped", "failed"]
 STATUS: tuple[Status, ...] = ("finished", "running", "queued", "rejected", "dropped", "failed")
 
@@ -32,18 +46,6 @@ class RequestTable:
     preemptions: NDArray[np.int32]
     class_index: NDArray[np.int16]
     route_index: NDArray[np.int32]
-
-
-@dataclass(frozen=True)
-class TokenTimes:
-    """Completion time of every iteration of every request, ragged.
-
-    Row i of ``RequestTable`` owns ``times_s[offsets[i]:offsets[i + 1]]``: the prompt's completion
-    first, then one time per decode iteration.
-    """
-
-    offsets: NDArray[np.int64]
-    times_s: NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Latency samples of a run as flat arrays, with the masks that say which count."""
+"""Latency samples of a run: flat arrays per request, pooled gaps between tokens."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from penstock.measure.pooled import PooledSeconds
 from penstock.measure.run import STATUS, Run
 from penstock.spec.workload import SLO, SLOClass
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
-Indices = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Per request ``[r]``, per iteration ``[i]`` and per gap between iterations ``[i - 1]``.
+    """Per request ``[r]``: seconds, NaN where they are undefined, and what they count for.
 
-    Seconds are NaN where they are undefined. ``good`` requests finished within all their limits.
+    ``good`` requests finished within all their limits.
     """
 
     ttft_s: Floats
@@ -36,84 +36,107 @@ class Samples:
     good: Mask
     ttft_met: Mask
     tpot_met: Mask
-    owner: Indices
-    is_prompt: Mask
-    is_token: Mask
-    iteration_in_window: Mask
-    gap_s: Floats
-    gap_owner: Indices
-    gap_is_itl: Mask
-    gap_in_window: Mask
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """Gaps between iterations that ended in the window: all of them, and those between tokens.
+
+    Both are the same object where the prompt's iteration yields a token.
+    """
+
+    iterations: PooledSeconds
+    tokens: PooledSeconds
 
 
 def collect(run: Run, classes: Sequence[SLOClass]) -> Samples:
     """Compute the samples of ``run`` and hold each request against the limits of its class."""
-    table, times, offsets = run.requests, run.tokens.times_s, run.tokens.offsets
-    requests, iterations = len(table.id), len(times)
-    start, end = run.window_s
-
-    def inside(seconds: Floats) -> Mask:
-        with np.errstate(invalid="ignore"):
-            return (seconds >= start) & (seconds <= end)
-
-    owner = np.repeat(np.arange(requests), np.diff(offsets))
-    step = np.arange(iterations) - offsets[owner] if iterations else np.zeros(0, dtype=np.int64)
-    is_prompt = step == 0
+    table = run.requests
     # Without the published semantics the prompt iteration is itself the first token.
     first_token_step = 0 if run.first_iteration_is_token else 1
-    first_s = _times_at(run, first_token_step, table.first_token_s)
-    prompt_s = _times_at(run, 0, table.first_token_s)
+    first_s = _times_at(run, first_token_step)
+    prompt_s = _times_at(run, 0)
     finished = table.status == STATUS.index("finished")
     last_s = np.where(finished, table.last_token_s, np.nan)
     ttft, e2e = first_s - table.arrival_s, last_s - table.arrival_s
     tokens = table.generated_tokens
     tpot = np.where(finished & (tokens > 1), (last_s - first_s) / np.maximum(tokens - 1, 1), np.nan)
-    gap_owner = owner[1:]
-    same = ~is_prompt[1:]
-    gap = np.diff(times) if iterations else np.zeros(0)
-    gap_is_itl = same & (step[1:] > first_token_step)
-    slowest = np.zeros(requests)
-    np.maximum.at(slowest, gap_owner[gap_is_itl], gap[gap_is_itl])
     limits = _limits(run, classes)
     ttft_met = finished & _within(ttft, limits[:, 0])
     tpot_met = finished & _within(tpot, limits[:, 1])
+    good = ttft_met & tpot_met & _within(e2e, limits[:, 3])
+    if np.isfinite(limits[:, 2]).any():
+        good &= _within(run.tokens.slowest_gaps_s(first_token_step), limits[:, 2])
     return Samples(
         ttft_s=ttft,
         tpot_s=tpot,
         e2e_s=e2e,
         queue_s=table.admitted_s - table.arrival_s,
         prompt_latency_s=prompt_s - table.arrival_s,
-        arrived_in_window=inside(table.arrival_s),
-        admitted_in_window=inside(table.admitted_s),
-        prompt_in_window=inside(prompt_s),
-        first_token_in_window=inside(first_s),
-        finished_in_window=inside(last_s),
-        good=ttft_met & tpot_met & _within(slowest, limits[:, 2]) & _within(e2e, limits[:, 3]),
+        arrived_in_window=_inside(run, table.arrival_s),
+        admitted_in_window=_inside(run, table.admitted_s),
+        prompt_in_window=_inside(run, prompt_s),
+        first_token_in_window=_inside(run, first_s),
+        finished_in_window=_inside(run, last_s),
+        good=good,
         ttft_met=ttft_met,
         tpot_met=tpot_met,
-        owner=owner,
-        is_prompt=is_prompt,
-        is_token=step >= first_token_step,
-        iteration_in_window=inside(times),
-        gap_s=gap,
-        gap_owner=gap_owner,
-        gap_is_itl=gap_is_itl,
-        gap_in_window=same & inside(times[1:]),
     )
 
 
-def _times_at(run: Run, step: int, otherwise: Floats) -> Floats:
+def pooled_gaps(run: Run) -> tuple[Gaps, ...]:
+    """Gaps in the window of each class of ``run.class_names`` (of all requests without)."""
+    found = []
+    for _ in range(max(1, len(run.class_names))):
+        iterations = PooledSeconds()
+        same = run.first_iteration_is_token
+        found.append(Gaps(iterations, iterations if same else PooledSeconds()))
+    for block in run.tokens.gap_blocks(run.requests.class_index):
+        inside = _inside(run, block.end_s)
+        for index, gaps in enumerate(found):
+            own = inside & (block.class_index == index) if len(found) > 1 else inside
+            gaps.iterations.add(block.seconds[own], block.count[own])
+            if gaps.tokens is not gaps.iterations:
+                own &= ~block.after_prompt
+                gaps.tokens.add(block.seconds[own], block.count[own])
+    return tuple(found)
+
+
+def all_gaps(classes: Sequence[Gaps]) -> Gaps:
+    """The gaps of all classes together."""
+    if len(classes) == 1:
+        return classes[0]
+    iterations = PooledSeconds()
+    same = all(gaps.tokens is gaps.iterations for gaps in classes)
+    tokens = iterations if same else PooledSeconds()
+    for gaps in classes:
+        iterations.merge(gaps.iterations)
+        if not same:
+            tokens.merge(gaps.tokens)
+    return Gaps(iterations, tokens)
+
+
+def windowed_gaps_s(run: Run) -> Floats:
+    """Every gap between iterations that ended in the window, as one array in no set order."""
+    parts = [np.zeros(0)]
+    for block in run.tokens.gap_blocks(run.requests.class_index):
+        inside = _inside(run, block.end_s)
+        parts.append(np.repeat(block.seconds[inside], block.count[inside]))
+    return np.concatenate(parts)
+
+
+def _inside(run: Run, seconds: Floats) -> Mask:
+    start, end = run.window_s
+    with np.errstate(invalid="ignore"):
+        return (seconds >= start) & (seconds <= end)
+
+
+def _times_at(run: Run, step: int) -> Floats:
     """Completion time of iteration ``step`` of each request; NaN where it never completed.
 
     A run that kept no iteration times falls back to the column of the request table.
     """
-    offsets, times = run.tokens.offsets, run.tokens.times_s
-    if len(times) == 0:
-        return otherwise
-    has = np.diff(offsets) > step
-    result = np.full(len(has), np.nan)
-    result[has] = times[offsets[:-1][has] + step]
-    return result
+    return run.tokens.times_at(step) if run.tokens.kept else run.requests.first_token_s
 
 
 def _within(seconds: Floats, limit: Floats) -> Mask:

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from penstock.measure.compare import Comparison
 from penstock.measure.metrics import Distribution, Group, RankPercentiles
 from penstock.measure.run import Run
-from penstock.measure.samples import collect
+from penstock.measure.samples import all_gaps, collect, pooled_gaps
 from penstock.report.blocks import Cell, Table, TableRow
 from penstock.report.charts import SERIES_STYLES, Series, cdf_chart
 from penstock.report.numbers import figure, row_figures
+
+CHART_SAMPLES = 20_001
+"""Quantiles that stand for a larger sample in a chart."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +34,15 @@ def latency_section(runs: Sequence[Run], comparison: Comparison) -> LatencySecti
     published = any(not run.first_iteration_is_token for run in runs)
     for i, (run, name) in enumerate(zip(runs, comparison.names, strict=True)):
         samples = collect(run, ())
-        gaps = samples.gap_in_window if published else samples.gap_in_window & samples.gap_is_itl
+        gaps = all_gaps(pooled_gaps(run))
+        pooled = gaps.iterations if published else gaps.tokens
         first = (
             samples.prompt_latency_s[samples.prompt_in_window]
             if published
             else samples.ttft_s[samples.first_token_in_window]
         )
         ttft.append(Series(name, first, i))
-        decode.append(Series(name, samples.gap_s[gaps], i))
+        decode.append(Series(name, pooled.values(CHART_SAMPLES), i))
     first_axis = "prompt latency" if published else "time to first token"
     decode_title = "Decode latency" if published else "Inter-token latency"
     return LatencySection(

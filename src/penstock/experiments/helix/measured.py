@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from penstock.measure.metrics import rank_percentiles
 from penstock.measure.run import STATUS, Run
-from penstock.measure.samples import collect
+from penstock.measure.samples import collect, windowed_gaps_s
 
 Floats = NDArray[np.float64]
 
@@ -39,7 +39,7 @@ def measured(run: Run) -> Measured:
     """Reduce a run to what the published tables need."""
     samples = collect(run, ())
     start, end = run.window_s
-    decode = samples.gap_s[samples.gap_in_window]
+    decode = windowed_gaps_s(run)
     prompts = run.requests.prompt_tokens[samples.prompt_in_window]
     turned_away = [STATUS.index("rejected"), STATUS.index("dropped")]
     residence: dict[str, float] = {}

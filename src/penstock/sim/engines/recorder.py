@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable
-from dataclasses import dataclass
 from math import nan
 
 import numpy as np
@@ -90,23 +89,6 @@ class EngineRecorder:
         )
 
 
-@dataclass(frozen=True)
-class Segments:
-    """What an engine ran, ``[s]`` each, in order of start.
-
-    A segment is ``steps`` equal steps of one batch: ``seqs`` decodes of cohort ``track`` whose KV
-    memory holds ``kv_tokens`` before the first step, and ``prefill_tokens`` prompt tokens.
-    """
-
-    track: NDArray[np.int64]
-    steps: NDArray[np.int64]
-    start_s: NDArray[np.float64]
-    end_s: NDArray[np.float64]
-    seqs: NDArray[np.int64]
-    kv_tokens: NDArray[np.int64]
-    prefill_tokens: NDArray[np.int64]
-
-
 class EngineLog:
     """Segments and stays of one engine, from which token times are rebuilt."""
 
@@ -127,21 +109,17 @@ class EngineLog:
         self.prompt_rows.append(row)
         self.prompt_times.append(now)
 
-    def segment_table(self) -> Segments:
-        table = np.frombuffer(self.segments).reshape(-1, 7) if self.segments else np.zeros((0, 7))
-        track, steps, start_s, end_s, seqs, kv_tokens, prefill_tokens = table.T
-        return Segments(
-            track.astype(np.int64),
-            steps.astype(np.int64),
-            start_s.copy(),
-            end_s.copy(),
-            seqs.astype(np.int64),
-            kv_tokens.astype(np.int64),
-            prefill_tokens.astype(np.int64),
-        )
+    def segment_table(self) -> NDArray[np.float64]:
+        """``[s, 7]`` what the engine ran, in order of start: track, steps, start, end, seqs, KV
+        tokens, prefill tokens.
+
+        A segment is ``steps`` equal steps of one batch: ``seqs`` decodes of cohort ``track`` whose
+        KV memory holds that many tokens before the first step, and so many prompt tokens.
+        """
+        return np.frombuffer(self.segments).reshape(-1, 7) if self.segments else np.zeros((0, 7))
 
     def stay_table(self) -> NDArray[np.int64]:
         """``[n, 4]``: row, track, first step, end."""
         if not self.stay:
             return np.zeros((0, 4), np.int64)
-        return np.array(self.stay, np.int64).reshape(-1, 4)
+        return np.frombuffer(self.stay, np.int64).reshape(-1, 4)

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from penstock.cost.steps import StepTimer
-from penstock.measure.run import TokenTimes
+from penstock.measure.tokens import GapBlock, TokenTimes
 from penstock.sim.engines.recorder import EngineLog
+from penstock.sim.engines.tracks import Track, tracks_of
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
+Pieces = tuple[Ints, Floats, Floats]
+"""(row, completion of its first token, of its last) of runs of tokens without a break."""
 
 
 class SpanTokenTimes(TokenTimes):
     """``TokenTimes`` that holds segments and expands them at the first look.
 
-    Some 100 bytes a request until then, 8 bytes a token afterwards.
+    Some 200 bytes a request until then, 8 bytes a token afterwards. Gaps come from the segments,
+    a block at a time, without expanding.
     """
 
     def __init__(
@@ -37,91 +41,109 @@ class SpanTokenTimes(TokenTimes):
     def times_s(self) -> Floats:
         return self._expanded[1]
 
-    @cached_property
-    def _expanded(self) -> tuple[Ints, Floats]:
-        pool, row, at, count, _ = self._pieces
-        per_row = np.zeros(len(self._first), np.int64)  # type: ignore[attr-defined]
-        np.add.at(per_row, row, count)
-        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(per_row)])
-        before = np.cumsum(count) - count
-        index = np.repeat(at - before, count) + np.arange(int(count.sum()))
-        return offsets, pool[index]
+    @property
+    def kept(self) -> bool:
+        return bool(np.any(~np.isnan(self._first_s)))
 
-    def gaps(self) -> tuple[Floats, Ints]:
-        """Inter-token latencies of all requests, pooled: (seconds, tokens that came so late).
+    @property
+    def last_s(self) -> float:
+        first_s = float(np.nanmax(self._first_s)) if self.kept else 0.0
+        return max([first_s, *(track.last_s for track in self._tracks())])
 
-        From segments: one entry a step of an engine and one a resumption, instead of one a token.
-        """
-        pool, row, at, count, (covered, same_track) = self._pieces
-        follows = np.flatnonzero(row[1:] == row[:-1]) + 1
-        resumed = pool[at[follows]] - pool[at[follows - 1] + count[follows - 1] - 1]
-        inside = np.flatnonzero((covered > 0) & same_track)
-        seconds = np.concatenate([pool[inside] - pool[inside - 1], resumed])
-        return seconds, np.concatenate([covered[inside], np.ones(len(resumed), np.int64)])
+    def times_at(self, step: int) -> Floats:
+        """The prompt's completion is known without expanding anything."""
+        return self._first_s if step == 0 else super().times_at(step)
 
-    @cached_property
-    def _pieces(self) -> tuple[Floats, Ints, Ints, Ints, tuple[Ints, NDArray[np.bool_]]]:
-        """What token times are made of, by row and in order of time within a row.
+    def gap_blocks(self, class_index: NDArray[np.int16]) -> Iterator[GapBlock]:
+        """All gaps: one entry a step and class for the requests that also ran the step before,
+        and one entry each time a request starts or resumes decoding."""
+        pieces = [self._single_tokens()]
+        for track in self._tracks():
+            own = class_index[track.rows]
+            present = np.unique(own).tolist()
+            followers = [
+                track.followers(own == index if len(present) > 1 else None) for index in present
+            ]
+            for chunk in track.chunks():
+                for index, (staying, going_on) in zip(present, followers, strict=True):
+                    count = chunk.counts(staying, going_on)
+                    yield GapBlock(
+                        seconds=chunk.gaps_s,
+                        end_s=chunk.ends_s,
+                        count=count,
+                        class_index=np.full(len(count), index, np.int16),
+                        after_prompt=np.zeros(len(count), np.bool_),
+                    )
+            pieces.append(track.pieces())
+        rows, seconds, ends, after_prompt = _resumed(pieces)
+        yield GapBlock(seconds, ends, np.ones(len(rows), np.int64), class_index[rows], after_prompt)
 
-        (pool of times, row, first place in the pool, tokens) of each piece; and for each place of
-        the pool how many pieces hold it and the place before, and whether that is the step before.
-        """
+    def slowest_gaps_s(self, skip: int) -> Floats:
+        if skip:
+            return super().slowest_gaps_s(skip)
+        slowest = np.zeros(len(self._first_s))
+        pieces = [self._single_tokens()]
+        for track in self._tracks():
+            np.maximum.at(slowest, track.rows, track.slowest_s())
+            pieces.append(track.pieces())
+        rows, seconds, _, _ = _resumed(pieces)
+        np.maximum.at(slowest, rows, seconds)
+        return slowest
+
+    @property
+    def _first_s(self) -> Floats:
         first: Floats = self._first  # type: ignore[attr-defined]
+        return first
+
+    def _tracks(self) -> Iterator[Track]:
         logs: Sequence[EngineLog] = self._logs  # type: ignore[attr-defined]
         timers: Sequence[StepTimer] = self._timers  # type: ignore[attr-defined]
-        begun = np.flatnonzero(~np.isnan(first))
-        pool = [first[begun]]
-        row, at, count = [begun], [np.arange(len(begun))], [np.ones(len(begun), np.int64)]
-        follows = [np.zeros(len(begun), np.bool_)]
-        size = len(begun)
         for log, timer in zip(logs, timers, strict=True):
-            again = len(log.prompt_rows)
-            pool.append(np.array(log.prompt_times))
-            row.append(np.array(log.prompt_rows, np.int64))
-            at.append(size + np.arange(again))
-            count.append(np.ones(again, np.int64))
-            follows.append(np.zeros(again, np.bool_))
-            size += again
-            stays = log.stay_table()
-            steps_of, ends = _step_ends(log, timer, int(stays[:, 1].max(initial=0)) + 1)
-            start = np.cumsum(steps_of) - steps_of
-            row.append(stays[:, 0])
-            at.append(size + start[stays[:, 1]] + stays[:, 2])
-            count.append(stays[:, 3] - stays[:, 2])
-            pool.append(ends)
-            follow = np.ones(len(ends), np.bool_)
-            follow[start[steps_of > 0]] = False
-            follows.append(follow)
-            size += len(ends)
+            yield from tracks_of(log, timer)
+
+    def _single_tokens(self) -> Pieces:
+        """First tokens, and the tokens of prompts that were computed again."""
+        logs: Sequence[EngineLog] = self._logs  # type: ignore[attr-defined]
+        begun = np.flatnonzero(~np.isnan(self._first_s))
+        again = [np.array(log.prompt_rows, np.int64) for log in logs]
+        times = [np.array(log.prompt_times) for log in logs]
+        rows = np.concatenate([begun, *again])
+        at = np.concatenate([self._first_s[begun], *times])
+        return rows, at, at
+
+    @cached_property
+    def _expanded(self) -> tuple[Ints, Floats]:
+        rows, begin, _ = self._single_tokens()
+        pool, row, at = [begin], [rows], [np.arange(len(rows))]
+        count = [np.ones(len(rows), np.int64)]
+        size = len(rows)
+        for track in self._tracks():
+            ends = [chunk.ends_s for chunk in track.chunks()]
+            pool += ends
+            row.append(track.rows)
+            at.append(size + track.first_step)
+            count.append(track.end_step - track.first_step)
+            size += sum(len(part) for part in ends)
         times = np.concatenate(pool)
         rows, places, counts = (np.concatenate(part) for part in (row, at, count))
         order = np.lexsort((times[places], rows))
         rows, places, counts = rows[order], places[order], counts[order]
-        change = np.zeros(size + 1, np.int64)
-        np.add.at(change, places + 1, 1)
-        np.add.at(change, places + counts, -1)
-        covered = np.cumsum(change)[:size]
-        return times, rows, places, counts, (covered, np.concatenate(follows))
+        per_row = np.zeros(len(self._first_s), np.int64)
+        np.add.at(per_row, rows, counts)
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(per_row)])
+        before = np.cumsum(counts) - counts
+        index = np.repeat(places - before, counts) + np.arange(int(counts.sum()))
+        return offsets, times[index]
 
 
-def _step_ends(log: EngineLog, timer: StepTimer, tracks: int) -> tuple[Ints, Floats]:
-    """(decode steps of each track, the ends of all of them, track after track)."""
-    table = log.segment_table()
-    decodes = np.flatnonzero(table.seqs)
-    # Segments of one track are in order of time already; a stable sort keeps that.
-    decodes = decodes[np.argsort(table.track[decodes], kind="stable")]
-    steps = table.steps[decodes]
-    ends = np.repeat(table.end_s[decodes], steps)
-    offsets = np.cumsum(steps) - steps
-    for place in np.flatnonzero(steps > 1).tolist():
-        segment = int(decodes[place])
-        many, offset = int(steps[place]), int(offsets[place])
-        times = timer.decode_span_times_s(
-            int(table.seqs[segment]), int(table.kv_tokens[segment]), many
-        )
-        # The last step ends where the segment does, whatever rounding says.
-        ends[offset : offset + many - 1] = table.start_s[segment] + times[:-1]
-    track = table.track[decodes]
-    per_track = np.zeros(max(tracks, int(track.max(initial=0)) + 1), np.int64)
-    np.add.at(per_track, track, steps)
-    return per_track, ends
+def _resumed(pieces: Sequence[Pieces]) -> tuple[Ints, Floats, Floats, NDArray[np.bool_]]:
+    """(row, seconds, end, whether after the prompt) of the gaps between pieces of one row."""
+    rows, begin, end = (np.concatenate(part) for part in zip(*pieces, strict=True))
+    order = np.lexsort((begin, rows))
+    rows, begin, end = rows[order], begin[order], end[order]
+    same = rows[1:] == rows[:-1]
+    follows = np.flatnonzero(same) + 1
+    first = np.ones(len(rows), np.bool_)
+    first[1:] = ~same
+    at = begin[follows]
+    return rows[follows], at - end[follows - 1], at, first[follows - 1]

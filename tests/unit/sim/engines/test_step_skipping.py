@@ -95,8 +95,8 @@ def _check_tokens(run) -> None:  # type: ignore[no-untyped-def]
     gaps = np.delete(
         np.diff(times), offsets[1:-1][(offsets[1:-1] > 0) & (offsets[1:-1] < len(times))] - 1
     )
-    seconds, tokens = run.tokens.gaps()
-    pooled = np.repeat(seconds, tokens)
+    blocks = list(run.tokens.gap_blocks(run.requests.class_index))
+    pooled = np.concatenate([np.repeat(block.seconds, block.count) for block in blocks])
     np.testing.assert_allclose(np.sort(pooled), np.sort(gaps), rtol=0, atol=1e-9)
     finished = table.status == 0
     assert np.isin(table.status, (0, 3)).all(), "requests finish or are rejected"
