@@ -17,6 +17,7 @@ from penstock.serve.coordinator.elastic import Elastic
 from penstock.serve.coordinator.engine import Attempt, Decision, EngineDriver
 from penstock.serve.coordinator.handover import Handover
 from penstock.serve.coordinator.live import Live
+from penstock.serve.coordinator.moment import when_settled
 from penstock.serve.coordinator.options import ServeOptions
 from penstock.serve.coordinator.speculative import SpeculativeDriver
 from penstock.serve.pool import WorkerPool, WorkerSpec
@@ -124,6 +125,7 @@ class Fleet:
             device=options.device,
             threads=options.threads,
             executor=options.executor,
+            piece_tokens=driver.scheduler.blocks.piece_tokens,
             speculation=engine.speculation,
             kv_bytes_per_token_per_layer=self._plan.model.kv_bytes_per_token_per_layer,
         )
@@ -213,7 +215,7 @@ class Fleet:
         """Form steps once everything that happens at this moment is done."""
         if engine.name not in self._pumps:
             self._pumps.add(engine.name)
-            asyncio.get_running_loop().call_soon(self._pump_now, engine)
+            when_settled(self._pump_now, engine)
 
     def _pump_now(self, engine: EngineDriver) -> None:
         self._pumps.discard(engine.name)

@@ -25,6 +25,7 @@ from penstock.policy.route import Hop as PlannedHop
 from penstock.policy.routing import make_router
 from penstock.policy.topology import Topology
 from penstock.serve.coordinator.live import Live
+from penstock.serve.coordinator.moment import when_settled
 from penstock.serve.coordinator.options import ServeOptions
 from penstock.serve.pool import WorkerPool, WorkerSpec
 from penstock.serve.protocol import EngineStatus, RequestTooLong, Unavailable
@@ -271,11 +272,11 @@ class Paths:
         names = [engine.name for engine in self._plan.engines]
         hops = tuple(Hop(names[h.engine], h.start_layer, h.end_layer) for h in life.hops)
         fed = tuple(live.tokens[life.context : life.context + life.fed])
-        first, last = life.hops[0].engine, life.hops[-1].engine
+        first = life.hops[0].engine
         life.since_s = self._clock()
         if prefill:
-            self._nodes[last].begins.append(Begin(life.number, live.sampling()))
-            self._flush_soon(last)
+            # It travels with the prompt to the node that draws.
+            self._nodes[first].begins.append(Begin(life.number, live.sampling()))
         self._nodes[first].outgoing.append(
             Item(life.number, life.context, fed, True, prefill, hops)
         )
@@ -332,7 +333,7 @@ class Paths:
     def _flush_soon(self, engine: int) -> None:
         if engine not in self._flushing:
             self._flushing.add(engine)
-            asyncio.get_running_loop().call_soon(self._flush, engine)
+            when_settled(self._flush, engine)
 
     def _flush(self, engine: int) -> None:
         self._flushing.discard(engine)
@@ -346,7 +347,7 @@ class Paths:
         """Try those that wait, once everything that happens at this moment is done."""
         if not self._retrying and self._gate.waiting:
             self._retrying = True
-            asyncio.get_running_loop().call_soon(self._retry_now)
+            when_settled(self._retry_now)
 
     def _retry_now(self) -> None:
         self._retrying = False

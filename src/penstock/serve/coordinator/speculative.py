@@ -21,7 +21,8 @@ def slot_rules(engine: Engine) -> SlotRules:
     Raises ``SpecError`` where not even one fits.
     """
     settings, scheduler = engine.speculation, engine.scheduler
-    assert settings is not None and scheduler is not None
+    assert settings is not None
+    assert scheduler is not None
     # Draft tokens of a tree need entries of their own while they are verified.
     per_slot = settings.max_model_len + settings.max_depth * settings.max_width + 1
     slots = min(settings.max_num_seqs, engine.num_blocks * scheduler.block_size // per_slot)
