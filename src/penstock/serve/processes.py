@@ -1,0 +1,97 @@
+"""Workers as processes of this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+import threading
+from struct import pack
+
+from penstock.errors import InputError
+from penstock.serve.socket_pool import End, SocketPool
+from penstock.serve.worker.run import FAULT, Boot, encode_boot
+
+
+class ProcessPool(SocketPool):
+    """A process per stage, more under tensor parallelism; all end with this process."""
+
+    def __init__(self, *, silence_s: float = 15.0, alive_every_s: float = 1.0) -> None:
+        super().__init__(ProcessLauncher(), silence_s=silence_s, alive_every_s=alive_every_s)
+
+
+class ProcessLauncher:
+    """See ``socket_pool.Launcher``."""
+
+    host = "127.0.0.1"
+
+    async def open(self) -> None:
+        return
+
+    async def launch(self, boot: Boot) -> ProcessHandle:
+        return ProcessHandle(boot)
+
+    async def close(self) -> None:
+        return
+
+
+class ProcessHandle:
+    """A child that was told over its stdin what it is; closing stdin ends it."""
+
+    def __init__(self, boot: Boot) -> None:
+        try:
+            # A session of its own: Ctrl-C reaches the parent, which ends its workers in order.
+            self._child = subprocess.Popen(
+                [sys.executable, "-m", "penstock.serve.worker"],
+                stdin=subprocess.PIPE,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise InputError(
+                f"worker {boot.spec.name!r} cannot be started: {error.strerror}"
+            ) from error
+        data = encode_boot(boot)
+        assert self._child.stdin is not None
+        try:
+            self._child.stdin.write(pack("!I", len(data)) + data)
+            self._child.stdin.flush()
+        except BrokenPipeError:
+            pass  # It has ended already; ``ended`` says how.
+        self._loop = asyncio.get_running_loop()
+        self._end: asyncio.Future[End] = self._loop.create_future()
+        threading.Thread(target=self._wait, daemon=True).start()
+
+    @property
+    def pid(self) -> int:
+        return self._child.pid
+
+    def kill(self) -> None:
+        if self._child.poll() is None:
+            self._child.kill()
+
+    async def ended(self) -> End:
+        return await asyncio.shield(self._end)
+
+    def _wait(self) -> None:
+        status = self._child.wait()
+        if self._child.stdin is not None:
+            self._child.stdin.close()
+        try:
+            self._loop.call_soon_threadsafe(self._note, _describe(status))
+        except RuntimeError:
+            return  # The loop has closed: nobody asks any more.
+
+    def _note(self, end: End) -> None:
+        if not self._end.done():
+            self._end.set_result(end)
+
+
+def _describe(status: int) -> End:
+    if status == FAULT:
+        return End("its process ended after a fault", spoke=True)
+    if status < 0:
+        name = signal.Signals(-status).name
+        hint = " (out of memory?)" if name == "SIGKILL" else ""
+        return End(f"its process was ended by {name}{hint}")
+    return End(f"its process ended with status {status}")
