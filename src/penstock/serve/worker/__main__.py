@@ -10,8 +10,8 @@ import os
 import signal
 import sys
 import threading
+from io import RawIOBase
 from struct import unpack
-from typing import BinaryIO
 
 _PR_SET_PDEATHSIG = 1
 
@@ -19,9 +19,10 @@ _PR_SET_PDEATHSIG = 1
 def main() -> int:
     """Read the boot message, then work until told to stop."""
     _die_with_parent()
-    stdin = sys.stdin.buffer
-    (size,) = unpack("!I", stdin.read(4))
-    data = stdin.read(size)
+    # Unbuffered: a thread that waits in a buffer would hold its lock when the process ends.
+    stdin = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115 - open to the end
+    (size,) = unpack("!I", _read(stdin, 4))
+    data = _read(stdin, size)
     threading.Thread(target=_end_with, args=(stdin,), daemon=True).start()
     from penstock.serve.worker.run import FAULT, decode_boot, run_worker  # noqa: PLC0415 - watch first
 
@@ -37,7 +38,17 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _end_with(stdin: BinaryIO) -> None:
+def _read(stdin: RawIOBase, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        part = stdin.read(size - len(data))
+        if not part:
+            sys.exit("the parent has gone")
+        data += part
+    return data
+
+
+def _end_with(stdin: RawIOBase) -> None:
     stdin.read(1)
     os._exit(0)
 

@@ -108,9 +108,7 @@ def _item(seq: int, tokens: int):  # type: ignore[no-untyped-def]
     return Item(seq, 0, tuple(range(tokens)), True, True)
 
 
-async def test_what_cannot_be_loaded_is_an_input_error(
-    pool: ProcessPool, tmp_path: Path
-) -> None:
+async def test_what_cannot_be_loaded_is_an_input_error(pool: ProcessPool, tmp_path: Path) -> None:
     """The user reads which file is missing, on one line."""
     Listener(pool)
     spec = stage("a", executor="torch", checkpoint=str(tmp_path / "nowhere"))
