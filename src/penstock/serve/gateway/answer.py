@@ -24,7 +24,7 @@ from penstock.serve.gateway.limits import Limits
 from penstock.serve.gateway.merged import Merged
 from penstock.serve.gateway.record import Journal, Record
 from penstock.serve.gateway.tracing import Tracing
-from penstock.serve.protocol import DeadlineExceeded, Generator, ServeError
+from penstock.serve.protocol import DeadlineExceeded, Generator, ServeError, TokenDelta
 
 FACTS = "penstock.facts"
 """Key of an ASGI scope: a dict for what the log line of the request should say."""
@@ -133,23 +133,26 @@ class Answer(Response):
         open_choices = set(range(len(texts)))
         async with Merged([partial(generate, request) for request in job.requests]) as merged:
             while open_choices:
+                failure: Exception | None = None
+                pieces = []
                 events = await merged.ready()
                 now_s = time.monotonic()
-                pieces = []
                 for index, delta in events:
                     if index not in open_choices:
                         continue
-                    if delta is None:
-                        raise ServeError("the runtime ended the request without a reason")
-                    if isinstance(delta, Exception):
-                        raise delta
+                    if not isinstance(delta, TokenDelta):
+                        failure = delta or ServeError("the runtime ended without a reason")
+                        break
                     piece = texts[index].push(delta)
                     self._record.observe(index, delta, piece, now_s)
                     pieces.append((index, piece))
                     if piece.finish_reason:
                         open_choices.discard(index)
                         merged.close(index)
-                await emit(pieces)
+                if pieces:
+                    await emit(pieces)
+                if failure is not None:
+                    raise failure
 
 
 _STREAM_START = {
