@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from penstock.errors import SpecError
 from penstock.measure.pooled import PooledSeconds
 from penstock.measure.run import STATUS, Run
 from penstock.spec.workload import SLO, SLOClass
@@ -159,5 +160,12 @@ def _limits(run: Run, classes: Sequence[SLOClass]) -> Floats:
 
 
 def _row(slo: SLO) -> list[float]:
+    if slo.tpot_multiple is not None:
+        raise SpecError(
+            "a multiple of the baseline is not a time yet",
+            key="tpot",
+            value=f"{slo.tpot_multiple:g}x",
+            fix='give a time such as "50 ms"',
+        )
     values = (slo.ttft_s, slo.tpot_s, slo.itl_s, slo.e2e_s)
     return [np.inf if value is None else value for value in values]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from math import inf, nan
 from random import Random
 from typing import Protocol
 
-from penstock.errors import InputError
+from penstock.errors import InputError, SpecError
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +26,42 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class SLO:
-    """Upper limits in seconds; None = no limit. A request is good when it meets all of them."""
+    """Upper limits in seconds; None = no limit. A request is good when it meets all of them.
+
+    ``tpot_multiple`` states the limit on TPOT as a multiple of the model's time per token at
+    near-zero load. Who knows the cost model turns it into ``tpot_s`` before the run
+    (``policy/baseline.py``).
+    """
 
     ttft_s: float | None = None
     tpot_s: float | None = None
     itl_s: float | None = None
     e2e_s: float | None = None
+    tpot_multiple: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.tpot_s is not None and self.tpot_multiple is not None:
+            raise SpecError(
+                "gives a time and a multiple of the baseline", key="tpot", fix="give one of them"
+            )
+
+
+def parse_multiple(text: str) -> float | None:
+    """The factor of "1.2x"; None where ``text`` has another form.
+
+    Raises ``SpecError`` unless the factor is finite and above 0.
+    """
+    if not text.endswith("x"):
+        return None
+    try:
+        factor = float(text[:-1])
+    except ValueError:
+        factor = nan
+    if not 0 < factor < inf:
+        raise SpecError(
+            "not a positive multiple of the baseline", key="tpot", value=text, fix="write 1.2x"
+        )
+    return factor
 
 
 @dataclass(frozen=True, slots=True)

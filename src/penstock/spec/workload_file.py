@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -40,9 +39,11 @@ from penstock.spec.workload import (
     Saturating,
     SLOClass,
     Workload,
+    parse_multiple,
 )
 from penstock.spec.workload_schema import (
     ArrivalsFile,
+    ClassFile,
     DistributionFile,
     LengthsFile,
     RequestFile,
@@ -108,12 +109,19 @@ def _classes(file: WorkloadFile) -> tuple[SLOClass, ...]:
     return tuple(
         SLOClass(
             entry.name,
-            SLO(entry.ttft, entry.tpot, entry.itl, entry.e2e),
+            _limits(entry),
             entry.share,
             entry.priority,
         )
         for entry in entries
     )
+
+
+def _limits(entry: ClassFile) -> SLO:
+    if isinstance(entry.tpot, str):
+        multiple = parse_multiple(entry.tpot)
+        return SLO(entry.ttft, None, entry.itl, entry.e2e, multiple)
+    return SLO(entry.ttft, entry.tpot, entry.itl, entry.e2e)
 
 
 def _beside(source: Path, name: str) -> Path:
@@ -388,9 +396,16 @@ def _request_dict(request: Request) -> dict[str, object]:
 
 
 def _class_dict(entry: SLOClass) -> dict[str, object]:
-    limits = {
-        field.name.removesuffix("_s"): getattr(entry.slo, field.name) for field in fields(SLO)
-    }
+    slo = entry.slo
+    tpot = slo.tpot_s if slo.tpot_multiple is None else f"{slo.tpot_multiple!r}x"
     return _without_none(
-        {"name": entry.name, "share": entry.share, "priority": entry.priority, **limits}
+        {
+            "name": entry.name,
+            "share": entry.share,
+            "priority": entry.priority,
+            "ttft": slo.ttft_s,
+            "tpot": tpot,
+            "itl": slo.itl_s,
+            "e2e": slo.e2e_s,
+        }
     )

@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import AliasChoices, Field, model_validator
+from pydantic import AliasChoices, BeforeValidator, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
+from penstock.errors import SpecError
 from penstock.spec.strict import Count, Duration, Rate, Strict
+from penstock.spec.units import parse_duration
+from penstock.spec.workload import parse_multiple
 
+TPOT_FORMS = (
+    'give a time such as "50 ms", a multiple of the time per token at near-zero load such as '
+    '"1.2x", or "best effort"'
+)
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 
@@ -131,6 +138,35 @@ class ArrivalsFile(Strict):
         return _one_of(data, tuple(cls.model_fields))
 
 
+def _tpot(value: object) -> float | str | None:
+    """Seconds; a multiple of the baseline, still as text; None for "best effort"."""
+    text = value.strip().lower() if isinstance(value, str) else ""
+    if value is None or text == "best effort":
+        return None
+    try:
+        if parse_multiple(text) is not None:
+            return text
+        return parse_duration(value, positive=True)
+    except SpecError as error:
+        unread = error.problem == "not a duration"
+        problem = "not a limit on the time per output token" if unread else error.problem
+        raise PydanticCustomError(
+            "tpot", "{problem}", {"problem": problem, "fix": TPOT_FORMS}
+        ) from None
+
+
+TpotField = Annotated[
+    float | str | None,
+    BeforeValidator(_tpot),
+    WithJsonSchema(
+        {
+            "anyOf": [{"type": "number", "minimum": 0}, {"type": "string"}, {"type": "null"}],
+            "description": TPOT_FORMS,
+        }
+    ),
+]
+
+
 class ClassFile(Strict):
     """A share of the requests and the limits they are promised."""
 
@@ -138,7 +174,7 @@ class ClassFile(Strict):
     share: Positive = 1.0
     priority: int = 0
     ttft: Duration | None = None
-    tpot: Duration | None = None
+    tpot: TpotField = None
     itl: Duration | None = None
     e2e: Duration | None = None
 

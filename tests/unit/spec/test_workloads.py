@@ -26,7 +26,7 @@ from penstock.spec.load import (
 )
 from penstock.spec.templates import example_files
 from penstock.spec.traces import write_trace
-from penstock.spec.workload import ClosedLoop, Request, Saturating, Workload
+from penstock.spec.workload import SLO, ClosedLoop, Request, Saturating, Workload
 from penstock.spec.workloads import with_rate
 
 BASE: dict[str, Any] = {
@@ -64,7 +64,10 @@ def test_every_form_round_trips(lengths: Any, arrivals: Any) -> None:
         "lengths": lengths,
         "arrivals": arrivals,
         "warmup": "10 s",
-        "classes": [{"name": "a", "share": 2, "ttft": "500 ms"}, {"name": "b", "priority": 3}],
+        "classes": [
+            {"name": "a", "share": 2, "ttft": "500 ms"},
+            {"name": "b", "priority": 3, "tpot": "1.7x"},
+        ],
     }
     workload = workload_from_dict(data, "w.yaml")
     plain = json.loads(json.dumps(workload_to_dict(workload)))
@@ -79,6 +82,10 @@ def test_forms_mean_what_they_say() -> None:
     assert workload_from_dict(BASE).lengths == fixed_lengths(10, 5)
     assert workload_from_dict({**BASE, "arrivals": ARRIVALS[0]}).arrivals == PoissonArrivals(1.5)
     assert workload_from_dict({**BASE, "arrivals": ARRIVALS[8]}).arrivals == Saturating()
+    classes = [{"name": "a", "tpot": " 1.2X "}, {"name": "b", "tpot": "best effort"}]
+    urgent, rest = workload_from_dict({**BASE, "classes": classes}).classes
+    assert (urgent.slo.tpot_s, urgent.slo.tpot_multiple) == (None, 1.2)
+    assert rest.slo == SLO()
     slo = workload_from_dict({**BASE, "slo": {"tpot": "50 ms"}}).classes[0]
     assert (slo.name, slo.slo.tpot_s) == ("all", 0.05)
 
@@ -106,6 +113,11 @@ def test_forms_mean_what_they_say() -> None:
         ({"classes": [{"name": "a"}, {"name": "a"}]}, "classes[1].name: class is named twice"),
         ({"classes": [{"name": "a", "share": 0}]}, "classes[0].share: "),
         ({"classes": [{"name": "a", "tftt": 1}]}, "classes[0].tftt: unknown key; did you mean"),
+        ({"slo": {"tpot": "x1.2"}}, "slo.tpot: not a limit on the time per output token"),
+        ({"slo": {"tpot": "-1.2x"}}, "slo.tpot: not a positive multiple of the baseline"),
+        ({"slo": {"tpot": "nanx"}}, "slo.tpot: not a positive multiple of the baseline"),
+        ({"slo": {"tpot": "-5 ms"}}, 'or "best effort"'),
+        ({"slo": {"ttft": "1.2x"}}, "slo.ttft: "),
         ({"trace": "x.csv"}, "give a trace, requests or arrivals"),
     ],
 )

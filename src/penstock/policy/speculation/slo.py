@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from penstock.errors import SpecError
 from penstock.spec.units import parse_duration
-from penstock.spec.workload import SLO
+from penstock.spec.workload import SLO, parse_multiple
 
 Floats = NDArray[np.float64]
 
@@ -60,13 +60,9 @@ def tpot_limit(text: str) -> TpotLimit:
     words = text.strip().lower()
     if words in ("best effort", "none", ""):
         return TpotLimit()
-    if words.endswith("x"):
-        try:
-            return TpotLimit(multiple=float(words[:-1]))
-        except ValueError as error:
-            raise SpecError(
-                "is no multiple of the baseline", key="tpot", value=text, fix="write 1.2x"
-            ) from error
+    multiple = parse_multiple(words)
+    if multiple is not None:
+        return TpotLimit(multiple=multiple)
     return TpotLimit(limit_s=parse_duration(text, positive=True))
 
 
@@ -80,8 +76,8 @@ def limit_of_ratio(slo_ratio: float) -> TpotLimit:
 
 
 def limit_of_slo(slo: SLO) -> TpotLimit:
-    """The limit of a class of a workload, whose ``tpot_s`` is absolute."""
-    return TpotLimit(limit_s=slo.tpot_s)
+    """The limit of a class of a workload: seconds, a multiple of the baseline, or none."""
+    return TpotLimit(limit_s=slo.tpot_s, multiple=slo.tpot_multiple)
 
 
 def required_gain(
