@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -152,7 +153,6 @@ def test_reports_count_what_waits_for_the_next_batch() -> None:
     """Prompts beyond the limit and those that came meanwhile are queued."""
     limits = BatchLimits(2, 512, 32, 100_000)
     a = node("a", 0, 4)
-    from dataclasses import replace
 
     async def main() -> list[int]:
         pool, listener = await _paths((replace(a, limits=limits),))
@@ -230,7 +230,7 @@ def test_kv_goes_to_engines_that_cut_the_layers_otherwise() -> None:
     source = stage("a", 0, 2), stage("b", 2, 4)
     target = stage("x", 0, 1), stage("y", 1, 3), stage("z", 3, 4)
 
-    async def main() -> tuple[list[KVReceived], list[int]]:
+    async def main() -> tuple[list[KVReceived], list[tuple[int, int]]]:
         pool = InlinePool(strict=True)
         listener = Listener(pool)
         for spec in source + target:
@@ -239,19 +239,13 @@ def test_kv_goes_to_engines_that_cut_the_layers_otherwise() -> None:
         pool.send("a", PushKV(5, 1, 1, 9, (Hop("x", 0, 1), Hop("y", 1, 2))))
         pool.send("b", PushKV(5, 1, 1, 9, (Hop("y", 2, 3), Hop("z", 3, 4))))
         await listener.wait(lambda: len(listener.of(KVReceived)) == 3)
-        used = []
-        for number, spec in enumerate(target):
-            pool.send(spec.name, Ping(number))
-            used.append((await listener.pong()).pages_used)
+        held = await listener.pages(pool, *"xyz")
         pool.send("x", Step(0, (), (Free(1),), hops(*target)))
-        for spec in target:
-            pool.send(spec.name, Ping(9))
-            used.append((await listener.pong()).pages_used)
-        return listener.of(KVReceived), used
+        return listener.of(KVReceived), held + await listener.pages(pool, *"xyz")
 
     received, used = run(main)
     assert sorted((m.worker, m.problem) for m in received) == [("x", ""), ("y", ""), ("z", "")]
-    assert used == [3, 6, 3, 0, 0, 0]
+    assert used == [(3, 0), (6, 0), (3, 0), (0, 0), (0, 0), (0, 0)]
 
 
 def test_a_killed_worker_is_reported_once_and_can_start_anew() -> None:

@@ -15,13 +15,15 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 import zmq
-from worker_factory import Listener, decode_over_stages, hops, stage
+from worker_factory import Listener, decode_over_stages, hops, node, stage
 
 from penstock.errors import InputError
+from penstock.plan.settings import SpeculationSettings
 from penstock.serve.processes import ProcessHandle, ProcessPool
-from penstock.serve.wire import Ping, Step
+from penstock.serve.wire import Item, Ping, Step
 from penstock.serve.worker.null_executor import null_token
 from penstock.serve.worker.port import Kind, Port
+from penstock.serve.worker.run import Boot, decode_boot, encode_boot
 
 
 @pytest_asyncio.fixture
@@ -102,9 +104,7 @@ async def test_a_fault_is_told_in_one_line(pool: ProcessPool) -> None:
     assert listener.deaths == [("a", "WorkerFault: 12 KV pages asked for, 0 free")]
 
 
-def _item(seq: int, tokens: int):  # type: ignore[no-untyped-def]
-    from penstock.serve.wire import Item
-
+def _item(seq: int, tokens: int) -> Item:
     return Item(seq, 0, tuple(range(tokens)), True, True)
 
 
@@ -238,10 +238,6 @@ def test_a_frame_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -
 
 def test_specs_survive_the_way_to_a_process() -> None:
     """What a worker is told is what the coordinator meant, limits and settings included."""
-    from penstock.plan.settings import SpeculationSettings
-    from penstock.serve.worker.run import Boot, decode_boot, encode_boot
-    from worker_factory import node
-
     spec = replace(
         node("a", 0, 2, entry_layers=(0, 1)), speculation=SpeculationSettings(draft_model="d")
     )

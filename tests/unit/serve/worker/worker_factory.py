@@ -14,6 +14,7 @@ from penstock.serve.wire import (
     Hop,
     Item,
     NodeBatch,
+    Ping,
     Pong,
     Sampling,
     Step,
@@ -90,18 +91,28 @@ class Listener:
         self.messages.remove(found)
         return found
 
+    async def pages(self, pool: WorkerPool, *workers: str) -> list[tuple[int, int]]:
+        """(used, cached) of each worker, asked one after another."""
+        found = []
+        for worker in workers:
+            pool.send(worker, Ping(0))
+            pong = await self.pong()
+            found.append((pong.pages_used, pong.pages_cached))
+        return found
+
     @property
     def batches(self) -> list[NodeBatch]:
         return self.of(NodeBatch)
 
 
-async def decode_over_stages(
+async def decode_over_stages(  # noqa: PLR0917
     pool: WorkerPool,
     listener: Listener,
     stages: tuple[Hop, ...],
     seq: int,
     prompt: tuple[int, ...],
     steps: int,
+    *,
     chunk: int = 1_000_000,
 ) -> list[int]:
     """Greedy tokens of one sequence over the stages of an engine, its prompt in chunks."""
