@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from penstock.errors import Infeasible, SpecError
-from penstock.plan.plan import AdmissionName, Plan, RouterName
+from penstock.plan.plan import AdmissionName, EngineRouterName, Plan, RouterName, Routing
 from penstock.plan.planner import Objective, PlannerOptions, Progress, ProgressCallback, silent
 
 if TYPE_CHECKING:
     from penstock.cost.base import CostModel, Provenance
+    from penstock.cost.steps import StepCostModel
     from penstock.measure.compare import Comparison
     from penstock.measure.run import Run
     from penstock.plan.placement import PlacementProblem
     from penstock.spec.cluster import Cluster
     from penstock.spec.model import ModelSpec
-    from penstock.spec.workload import Workload
+    from penstock.spec.workload import SLO, Workload
 
 DEFAULT_WORKLOAD = "azure-conv-offline"
 MAX_PROCESSES = 8
@@ -82,6 +84,7 @@ def plan(
     """
     from penstock.evaluate import simulated_evaluator
     from penstock.plan.registry import planner as planner_named
+    from penstock.policy.baseline import has_relative_limits, with_absolute_limits
     from penstock.sim.options import SimulationOptions
 
     goal = _one_of(objective, get_args(Objective), "--objective")
@@ -94,6 +97,15 @@ def plan(
             key="classes",
             fix="add classes with slo: {ttft: ..., tpot: ...}, or use --objective throughput",
         )
+    if goal == "goodput" and has_relative_limits(traffic.classes):
+        raise SpecError(
+            "a multiple of the baseline is known only once there is a plan",
+            source=traffic.source or traffic.name,
+            key="tpot",
+            fix='give a time such as "50 ms"',
+        )
+    # No other objective looks at limits.
+    traffic = with_absolute_limits(traffic, inf)
     problem = load_problem(
         cluster, model, profiles=profiles, prune=prune, partial_inference=partial_inference
     )
@@ -127,16 +139,30 @@ def simulate(
     faults: str | Path | None = None,
     profiles: str | Path | None = None,
     seed: int | None = None,
+    step_by_step: bool = False,
     progress: ProgressCallback = silent,
 ) -> Run:
-    """Run ``plan`` under ``workload`` in virtual time; arguments replace the documents' values."""
+    """Run ``plan`` under ``workload`` in virtual time; arguments replace the documents' values.
+
+    ``router`` names one of the kind that the plan has: of paths over nodes, or of whole engines.
+    ``step_by_step`` (whole engines): no step is skipped; the run is the same, only slower.
+    """
     from penstock.plan.document import plan_to_dict, read_plan
+    from penstock.policy.baseline import (
+        has_relative_limits,
+        plan_baseline_s,
+        with_absolute_limits,
+    )
     from penstock.sim.options import Granularity, SimulationOptions
     from penstock.sim.simulate import simulate as run_simulation
     from penstock.spec.faults import FaultSchedule, load_faults
     from penstock.spec.workload_file import workload_to_dict
 
     loaded = read_plan(Path(plan)) if isinstance(plan, (str, Path)) else plan
+    if loaded.whole_engines:
+        _check_whole(loaded, plan, step_only={"--profiles": profiles})
+    elif step_by_step:
+        raise SpecError("is for plans of whole engines", key="--step-by-step", fix="leave it out")
     traffic = load_traffic(
         workload,
         rate=rate,
@@ -146,7 +172,7 @@ def simulate(
     )
     routing = loaded.routing
     if router is not None:
-        routing = replace(routing, router=_one_of(router, get_args(RouterName), "--router"))
+        routing = _routed(loaded, routing, router)
     if kv_high_water_mark is not None:
         routing = replace(routing, kv_high_water_mark=kv_high_water_mark)
     if expected_output_tokens is not None:
@@ -159,11 +185,39 @@ def simulate(
         granularity=_one_of(granularity, get_args(Granularity), "--granularity"),
         seed=traffic.seed if seed is None else seed,
         faults=FaultSchedule() if faults is None else load_faults(faults),
+        step_by_step=step_by_step,
         progress=progress,
     )
-    run = run_simulation(loaded, traffic, cost_of(loaded, profiles), options)
+    cost = cost_of(loaded, profiles)
+    if has_relative_limits(traffic.classes):
+        traffic = with_absolute_limits(traffic, plan_baseline_s(loaded, cost))
+    run = run_simulation(loaded, traffic, cost, options)
     documents = {"plan": plan_to_dict(loaded), "workload": workload_to_dict(traffic)}
     return replace(run, header={**run.header, **documents})
+
+
+def _routed(plan: Plan, routing: Routing, router: str) -> Routing:
+    if plan.whole_engines:
+        name = _one_of(router, get_args(EngineRouterName), "--router")
+        return replace(routing, engine_router=name)
+    return replace(routing, router=_one_of(router, get_args(RouterName), "--router"))
+
+
+def _check_whole(plan: Plan, origin: Plan | str | Path, step_only: Mapping[str, object]) -> None:
+    """Refuse what cannot work in a plan of whole engines, with the name of its file."""
+    from penstock.policy.fleet import engine_scheduler
+
+    for flag, value in step_only.items():
+        if value is not None:
+            raise SpecError(
+                "has times of layers, and this plan has whole engines", key=flag, fix="leave it out"
+            )
+    try:
+        for engine in plan.engines:
+            if engine.scheduler is not None:
+                engine_scheduler(engine)
+    except SpecError as error:
+        raise error if isinstance(origin, Plan) else error.at(origin) from None
 
 
 @dataclass(frozen=True)
@@ -249,10 +303,15 @@ def plan_of(run: Run) -> Plan | None:
     return plan_from_dict(document, source=f"plan of {run.name}")
 
 
-def cost_of(plan: Plan, profiles: str | Path | None = None) -> CostModel:
-    """The cost model a plan was made with, or the tables in ``profiles`` instead."""
-    from penstock.cost.load import cost_from_dict, cost_model
+def cost_of(plan: Plan, profiles: str | Path | None = None) -> CostModel | StepCostModel:
+    """The cost model a plan was made with, or the tables in ``profiles`` instead.
 
+    A plan of whole engines has one of steps, any other plan one of layers.
+    """
+    from penstock.cost.load import cost_from_dict, cost_model, step_cost_from_dict
+
+    if plan.whole_engines:
+        return step_cost_from_dict(plan.cost, plan.model)
     if profiles is not None:
         return cost_model(plan.model, Path(profiles))
     return cost_from_dict(plan.cost, plan.model)
@@ -285,8 +344,8 @@ def load_traffic(
     return traffic
 
 
-def _has_limit(slo: object) -> bool:
-    return any(getattr(slo, name) is not None for name in ("ttft_s", "tpot_s", "itl_s", "e2e_s"))
+def _has_limit(slo: SLO) -> bool:
+    return any(getattr(slo, field.name) is not None for field in fields(slo))
 
 
 def _one_of(value: str, allowed: tuple[str, ...], flag: str) -> Any:

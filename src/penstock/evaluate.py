@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from penstock.cost.base import CostModel
+from penstock.cost.steps import StepCostModel
 from penstock.measure.metrics import summarise
 from penstock.measure.run import Run
 from penstock.plan.plan import Plan
@@ -19,6 +20,7 @@ from penstock.sim.options import Granularity, SimulationOptions
 from penstock.sim.simulate import simulate
 from penstock.spec.workload import Workload
 
+AnyCost = CostModel | StepCostModel
 GRANULARITIES: tuple[Granularity, ...] = ("nodewise", "layerwise")
 
 
@@ -32,7 +34,7 @@ class SimulatedScore:
     """
 
     workload: Workload
-    cost: CostModel
+    cost: AnyCost
     objective: Objective
     options: SimulationOptions
     pool: ProcessPoolExecutor | None = None
@@ -41,15 +43,18 @@ class SimulatedScore:
         warmup_s = self.workload.warmup_s
         measured_s = (self.workload.duration_s - warmup_s) * fidelity
         workload = replace(self.workload, duration_s=warmup_s + measured_s)
-        looks = GRANULARITIES if fidelity >= 1.0 else GRANULARITIES[:1]
-        options = [replace(self.options, granularity=look) for look in looks]
-        jobs = [(plan, workload, self.cost, self.objective, options) for plan in plans]
+        jobs = []
+        for plan in plans:
+            both = fidelity >= 1.0 and not plan.whole_engines
+            looks = GRANULARITIES if both else GRANULARITIES[:1]
+            options = [replace(self.options, granularity=look) for look in looks]
+            jobs.append((plan, workload, self.cost, self.objective, options))
         if self.pool is None or len(jobs) == 1:
             return [_score(job) for job in jobs]
         return list(self.pool.map(_score, jobs))
 
 
-def _score(job: tuple[Plan, Workload, CostModel, Objective, list[SimulationOptions]]) -> Score:
+def _score(job: tuple[Plan, Workload, AnyCost, Objective, list[SimulationOptions]]) -> Score:
     plan, workload, cost, objective, looks = job
     scores = [score_of(simulate(plan, workload, cost, o), workload, objective) for o in looks]
     lowest = min(scores, key=lambda score: score.value)
@@ -63,7 +68,7 @@ def _score(job: tuple[Plan, Workload, CostModel, Objective, list[SimulationOptio
 def simulate_all(
     plans: Sequence[Plan],
     workload: Workload,
-    cost: CostModel,
+    cost: AnyCost,
     options: SimulationOptions,
     processes: int,
 ) -> list[Run]:
@@ -75,7 +80,7 @@ def simulate_all(
         return list(pool.map(_simulate, jobs))
 
 
-def _simulate(job: tuple[Plan, Workload, CostModel, SimulationOptions]) -> Run:
+def _simulate(job: tuple[Plan, Workload, AnyCost, SimulationOptions]) -> Run:
     return simulate(*job)
 
 
@@ -115,7 +120,7 @@ def _ignore_interrupt() -> None:
 @contextmanager
 def simulated_evaluator(
     workload: Workload,
-    cost: CostModel,
+    cost: AnyCost,
     objective: Objective,
     options: SimulationOptions,
     processes: int,

@@ -25,7 +25,10 @@ def simulate(
         "nodewise", "--granularity", help="nodewise, or layerwise (Helix's published semantics)."
     ),
     router: str | None = typer.Option(
-        None, "--router", help="maxflow, swarm, random or shortest-queue; default: the plan's."
+        None,
+        "--router",
+        help="maxflow, swarm, random or shortest-queue; of whole engines: least-outstanding, "
+        "round-robin, flow-weighted, prefix-affinity, ...; default: the plan's.",
     ),
     admission: str | None = typer.Option(
         None, "--admission", help="queue (fair retry), drop (published) or none."
@@ -51,6 +54,9 @@ def simulate(
     ),
     profiles: Path | None = typer.Option(
         None, "--profiles", help="Layer tables to use instead of the plan's cost model."
+    ),
+    step_by_step: bool = typer.Option(
+        False, "--step-by-step", help="Whole engines: skip no step (the same run, slower)."
     ),
     seed: int | None = typer.Option(None, "--seed", help="Seed; default: the workload's."),
     output: Path | None = typer.Option(None, "--output", "-o", help="Write the run here (folder)."),
@@ -87,6 +93,7 @@ def simulate(
             faults=faults,
             profiles=profiles,
             seed=seed,
+            step_by_step=step_by_step,
             progress=progress,
         )
     if output is not None:

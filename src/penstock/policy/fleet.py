@@ -9,6 +9,7 @@ a decode engine ``has_room``, has reserved its own, and the transfer has ended.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from math import inf
 from typing import Protocol
@@ -18,7 +19,13 @@ from penstock.plan.plan import Engine, Leg, Plan, Role, Routing
 from penstock.plan.settings import SchedulerSettings
 from penstock.policy.blocks import BlockManager, blocks_for
 from penstock.policy.distserve_rules import DistServeRules
-from penstock.policy.engine_routing import EngineRouter, make_router
+from penstock.policy.engine_routing import (
+    Admission,
+    EngineLoad,
+    EngineRouter,
+    admit_all,
+    make_router,
+)
 from penstock.policy.handoff import HandoffDecode
 from penstock.policy.schedulers import make_blocks, make_scheduler
 from penstock.policy.schedulers.base import BatchScheduler, Scheduler
@@ -87,6 +94,23 @@ def flow_weights(names: Iterable[str], legs: Iterable[Leg]) -> tuple[float, ...]
         if leg.dst in into:
             into[leg.dst] += leg.flow_tokens_per_s
     return tuple(into.values()) if any(into.values()) else (1.0,) * len(into)
+
+
+class DropAbove:
+    """Drops a request while every engine that takes prompts uses more KV memory than ``mark``."""
+
+    def __init__(self, mark: float) -> None:
+        self._mark = mark
+
+    def __call__(self, seq: Sequence, engines: SequenceOf[EngineLoad]) -> bool:
+        return any(engine.kv_use <= self._mark for engine in engines)
+
+
+def plan_admission(plan: Plan) -> Admission:
+    """``drop``: none enters above the KV high-water mark; else requests wait at their engine."""
+    if plan.admission == "drop":
+        return DropAbove(plan.routing.kv_high_water_mark)
+    return admit_all
 
 
 class EngineView:

@@ -24,6 +24,8 @@ class SimulationOptions:
     all requests have ended; None = yes for open-loop arrivals and traces, no for closed loops and
     saturating feeders, which stop at ``start_s + workload.duration_s``.
     ``series_bucket_s``: width of the buckets of the series over time; 0 = no series.
+    ``step_by_step``: whole engines run each decode step as an event of its own; the run is the
+    same, only slower.
     """
 
     granularity: Granularity = "nodewise"
@@ -32,4 +34,5 @@ class SimulationOptions:
     drain: bool | None = None
     faults: FaultSchedule = field(default_factory=FaultSchedule)
     series_bucket_s: float = 10.0
+    step_by_step: bool = False
     progress: ProgressCallback = silent

@@ -6,12 +6,14 @@ import math
 from collections.abc import Callable, Iterator
 from itertools import count
 from random import Random
+from typing import cast
 
 import numpy as np
 
 from penstock import __version__
 from penstock.cost.base import CostModel
 from penstock.cost.network import loading_s
+from penstock.cost.steps import StepCostModel
 from penstock.errors import InputError
 from penstock.measure.fleet import header_entries
 from penstock.measure.run import LinkTotals, NodeSeries, NodeTotals, Run
@@ -24,6 +26,7 @@ from penstock.policy.routing import Router, make_router
 from penstock.policy.topology import Topology
 from penstock.sim.contention import ContendedTransport
 from penstock.sim.coordinator import CoordinatorState
+from penstock.sim.engine_plans import simulate_engine_plan
 from penstock.sim.faults import FaultInjector
 from penstock.sim.invariants import check_run
 from penstock.sim.link import (
@@ -44,13 +47,20 @@ from penstock.spec.workload import ClosedLoop, Request, Saturating, Workload, cl
 
 
 def simulate(
-    plan: Plan, workload: Workload, cost: CostModel, options: SimulationOptions | None = None
+    plan: Plan,
+    workload: Workload,
+    cost: CostModel | StepCostModel,
+    options: SimulationOptions | None = None,
 ) -> Run:
     """Return the run of ``workload`` on ``plan``; equal inputs give equal runs, bit for bit.
 
-    Raises ``InputError`` for a plan the simulator cannot run or a workload without requests.
+    ``cost`` is a ``StepCostModel`` where the plan has whole engines, else a ``CostModel``. Raises
+    ``InputError`` for a plan the simulator cannot run or a workload without requests.
     """
-    return _Simulation(plan, workload, cost, options or SimulationOptions()).run()
+    options = options or SimulationOptions()
+    if plan.whole_engines:
+        return simulate_engine_plan(plan, workload, cast(StepCostModel, cost), options)
+    return _Simulation(plan, workload, cast(CostModel, cost), options).run()
 
 
 class _Simulation:

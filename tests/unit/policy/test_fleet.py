@@ -55,13 +55,11 @@ def test_an_engine_gets_the_scheduler_of_its_role_over_its_own_blocks() -> None:
 
 
 def test_settings_that_cannot_work_name_the_engine() -> None:
-    """Unknown schedulers, too little memory and pipelines a scheduler cannot run are refused."""
+    """Unknown schedulers and memory under one KV block are refused."""
     with pytest.raises(SpecError, match=r"engines\.e\.scheduler\.name: unknown .*'vlm'.*vllm"):
         engine_scheduler(engine(scheduler="vlm"))
     with pytest.raises(SpecError, match=r"engines\.e: .*at least one KV block"):
         engine_scheduler(engine(tokens=15))
-    with pytest.raises(SpecError, match=r"engines\.e\.scheduler\.name: does not run over a pipe"):
-        engine_scheduler(engine(scheduler="vtc", stages=2))
 
 
 def test_weights_are_the_flows_into_each_engine() -> None:

@@ -18,12 +18,10 @@ from penstock.cost.steps import StepCostModel
 from penstock.errors import InputError, SpecError
 from penstock.measure.run import Run, RunEvent
 from penstock.plan.settings import HandoffSettings
-from penstock.policy.fleet import unreserve
 from penstock.policy.roles import Gpu, PoolRole, rebalance
-from penstock.policy.schedulers.sequence import Sequence as Served
+from penstock.sim.disaggregated.changing import ChangingSimulation
 from penstock.sim.disaggregated.engine import RoleEngine
 from penstock.sim.disaggregated.fleet import RoleFleet
-from penstock.sim.disaggregated.simulate import RoleSimulation
 from penstock.sim.disaggregated.transfers import Handoff
 from penstock.sim.engines.fleet import EngineSpec
 from penstock.sim.engines.options import EngineOptions
@@ -135,7 +133,7 @@ def simulate_elastic(
     return _Elastic(pool, workload, cost, options or EngineOptions()).replay()
 
 
-class _Elastic(RoleSimulation):
+class _Elastic(ChangingSimulation):
     def __init__(
         self, pool: Pool, workload: Workload, cost: StepCostModel, options: EngineOptions
     ) -> None:
@@ -155,10 +153,8 @@ class _Elastic(RoleSimulation):
         self._since: dict[int, float] = {}
         self._next_role: dict[int, PoolRole] = {}
         self._gpu_of: dict[int, int] = {}
-        self._draining: set[int] = set()
         self._opened = 0
         self._gpu_seconds = 0.0
-        self._retried = self._reprefilled = self._rescued = 0
         self._effects: list[EventEffect] = []
         if not specs:
             # The pattern engine only says what fits; nobody is there yet.
@@ -249,12 +245,7 @@ class _Elastic(RoleSimulation):
         self._at[gpu] = engine
         self._gpu_of[engine.index] = gpu
         self._since.setdefault(gpu, now)
-        if role == "prefill":
-            waiting, self._homeless = self._homeless, type(self._homeless)()
-            for seq in waiting:
-                self._send(seq, now)
-        else:
-            self._retry(now)
+        self._resume(now)
 
     def _lose(self, gpu: int, now: float) -> None:
         engine = self._at.pop(gpu, None)
@@ -307,73 +298,6 @@ class _Elastic(RoleSimulation):
         super()._received(handoff, now)
         if self._draining and not handoff.cancelled:
             self._look(handoff.source, now)
-
-    # -- requests of engines that go ----------------------------------------------------------
-
-    def _withdraw(self, engine: RoleEngine, now: float, *, rescue: bool) -> None:
-        """Nothing new comes here; what only waits goes elsewhere; decodes move if they can."""
-        for group in (self._prefillers, self._decoders):
-            if engine in group:
-                group.remove(engine)
-        if engine.spec.role == "decode":
-            if rescue and self._decoders:
-                self._rescue(engine, now)
-            return
-        waiting = [seq for seq in engine.rules.waiting if not seq.computed]
-        for seq in waiting:
-            if engine.rules.remove(seq):
-                self._send(seq, now)
-
-    def _rescue(self, engine: RoleEngine, now: float) -> None:
-        """Send the KV memory of running decodes to other engines."""
-        for seq in engine.halt(now):
-            known = seq.prompt_tokens > self._recorder.prompt[seq.row]
-            if not known:
-                self._start_over(seq, now)
-                continue
-            # ``prompt_tokens`` counts all tokens so far; all but the last have KV entries.
-            seq.computed = seq.prompt_tokens
-            self._rescued += 1
-            seq.preemptions += 1
-            self._hand_over(engine, seq, now)
-
-    def _stop(self, engine: RoleEngine, now: float) -> None:
-        """The engine is gone: everything on it or on its way to or from it starts over."""
-        self._withdraw(engine, now, rescue=False)
-        self._draining.discard(engine.index)
-        self._stamp[engine.index] = -1
-        for handoff in [h for h in self._handoffs if engine in (h.source, h.target)]:
-            self._cancel(handoff, engine, now)
-        for seq in engine.halt(now):
-            self._start_over(seq, now)
-        self._retry(now)
-
-    def _cancel(self, handoff: Handoff, gone: RoleEngine, now: float) -> None:
-        handoff.cancelled = True
-        self._handoffs.remove(handoff)
-        if handoff in self._pending:
-            self._pending.remove(handoff)
-        seq, target = handoff.seq, handoff.target
-        if target is not None:
-            unreserve(target.rules, seq)
-        if handoff.source is gone:
-            seq.prompt_tokens = max(seq.prompt_tokens, seq.computed)
-            seq.computed = 0
-            self._start_over(seq, now)
-            return
-        again = Handoff(seq, handoff.source, handoff.held_blocks, 0.0)
-        self._handoffs.append(again)
-        self._pending.append(again)
-
-    def _start_over(self, seq: Served, now: float) -> None:
-        self._retried += 1
-        row = seq.row
-        if self._recorder.first[row] == self._recorder.first[row]:
-            self._reprefilled += seq.prompt_tokens
-            # Its first token is out: the engine must not book another one.
-            seq.preemptions += 1
-            self._recorder.preemptions[row] += 1
-        self._send(seq, now)
 
 
 class _Pattern(RoleFleet):

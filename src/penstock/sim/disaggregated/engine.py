@@ -144,8 +144,8 @@ class RoleEngine(EngineSim):
         for seq in unfinished:
             seq.computed = 0
         unfinished.extend(self.rules.drain())
-        if self._log is not None:
-            self._log.stays(self.rules.stays)
+        if self.log is not None:
+            self.log.stays(self.rules.stays)
         self.rules.stays.clear()
         for seq in unfinished:
             seq.blocks = 0

@@ -13,11 +13,8 @@ from heapq import heappop, heappush
 from math import inf
 from typing import Protocol
 
-import numpy as np
-
-from penstock import __version__
-from penstock.cost.steps import StepCostModel, stage_timers
-from penstock.measure.run import NodeTotals, Run, RunEvent, TokenTimes
+from penstock.cost.steps import StepCostModel
+from penstock.measure.run import Run, RunEvent
 from penstock.policy.engine_routing import make_router
 from penstock.policy.fleet import (
     enter,
@@ -35,9 +32,10 @@ from penstock.sim.disaggregated.transfers import Handoff, Transfers
 from penstock.sim.engines.engine import NANOSECOND
 from penstock.sim.engines.fleet import EngineSpec
 from penstock.sim.engines.options import EngineOptions
-from penstock.sim.engines.recorder import CODE, EngineLog, EngineRecorder
-from penstock.sim.engines.source import Stream
-from penstock.sim.engines.tokens import SpanTokenTimes
+from penstock.sim.engines.recorder import EngineLog, EngineRecorder
+from penstock.sim.engines.result import Ending, engine_run, fleet_entry
+from penstock.sim.engines.source import Feed, open_source
+from penstock.sim.engines.stages import engine_timers
 from penstock.spec.workload import Request, Workload
 
 _EVENTS_PER_LOOK = 64
@@ -101,7 +99,8 @@ class RoleSimulation:
         self._events = 0
         self._stopped = False
         self._happened: list[RunEvent] = []
-        self._source = Stream(workload.requests(options.seed))
+        self._source = open_source(workload, options.seed, self._kv_use)
+        self._feeds = isinstance(self._source, Feed)
         for spec in fleet.engines:
             self._open(spec)
 
@@ -113,7 +112,7 @@ class RoleSimulation:
         num_blocks = spec.num_blocks
         if num_blocks is None:
             num_blocks = self._cost.kv_capacity_tokens(spec.shape) // settings.block_size
-        timers = stage_timers(self._cost, spec.shape)
+        timers = engine_timers(self._cost, spec)
         scheduler = role_scheduler(
             settings, spec.role, num_blocks, spec.shape.pipeline_parallel_size
         )
@@ -141,7 +140,7 @@ class RoleSimulation:
 
     def run(self) -> Run:
         heap, source = self._heap, self._source
-        end_s = inf if self._options.until_s is None else self._options.until_s
+        end_s = self._end_s()
         while not self._stopped:
             arrival_s = source.next_s
             event_s = heap[0][0] if heap else inf
@@ -160,6 +159,14 @@ class RoleSimulation:
                 self._now = event_s
                 self._engine_event(engine, event_s)
         return self._result(end_s)
+
+    def _end_s(self) -> float:
+        if self._options.until_s is not None:
+            return self._options.until_s
+        return self._workload.duration_s if self._feeds else inf
+
+    def _kv_use(self) -> float:
+        return max(engine.kv_use for engine in self._engines)
 
     def _arrive(self, request: Request) -> None:
         now = self._now = request.arrival_s
@@ -210,9 +217,16 @@ class RoleSimulation:
 
     def _engine_event(self, engine: RoleEngine, now: float) -> None:
         self._events += 1
-        finished = 0
+        finished = prompts = 0
         while not engine.idle and engine.ends_s <= now:
-            finished += engine.finish_batch()[0]
+            ended, completed = engine.finish_batch()
+            finished += ended
+            prompts += completed
+        if self._feeds:
+            for _ in range(prompts):
+                self._source.prompt_completed(now, engine.num_waiting)
+            for _ in range(finished):
+                self._source.ended(now, engine.num_waiting)
         if engine.handed:
             handed, engine.handed = engine.handed, []
             for seq in handed:
@@ -285,70 +299,22 @@ class RoleSimulation:
         if end_s < inf:
             for engine in self._engines:
                 engine.stop(end_s)
-        fleet, engines, options = self._fleet, self._engines, self._options
-        table = self._recorder.table()
-        workload = self._workload
-        last_s = min(end_s, self._now)
-        window_end = workload.duration_s if 0 < workload.duration_s < inf else last_s
-        tokens = TokenTimes(np.zeros(len(self._recorder) + 1, np.int64), np.zeros(0))
-        if options.keep_tokens:
-            logs = [engine._log for engine in engines if engine._log is not None]
-            timers = [engine.timers[0] for engine in engines]
-            tokens = SpanTokenTimes(table.first_token_s, logs, timers)
-        status = table.status
-        return Run(
-            name=f"roles-{workload.name}",
-            header={
-                "kind": "simulated",
-                "version": __version__,
-                "seed": options.seed,
-                "granularity": "engine",
-                "router": f"{fleet.prefill_router}/{fleet.decode_router}",
-                "workload": workload.name,
-                "model": self._cost.model.name,
-                "fleet": {"num_gpus": fleet.num_accelerators, "price_per_hour": price(fleet)},
-                "start_s": 0.0,
-                "end_s": self._now,
-            },
-            window_s=(workload.warmup_s, max(window_end, workload.warmup_s)),
-            requests=table,
-            tokens=tokens,
-            nodes=NodeTotals(
-                names=tuple(engine.spec.name for engine in engines),
-                busy_s=np.array([engine.busy_s for engine in engines]),
-                batches=np.array([engine.batches for engine in engines], np.int64),
-                prefill_tokens=np.array([engine.prefill_tokens for engine in engines], np.int64),
-                decode_tokens=np.array([engine.decode_tokens for engine in engines], np.int64),
-                peak_kv_fraction=np.array(
-                    [engine.rules.blocks.peak_fraction for engine in engines]
-                ),
-                prompt_residence_s=np.array([engine.prompt_residence_s for engine in engines]),
-                prompt_visits=np.array([engine.prompt_visits for engine in engines], np.int64),
-            ),
-            links=self._transfers.totals(),
-            events=tuple(self._happened),
-            routes=tuple((engine.spec.name,) for engine in engines),
-            class_names=tuple(self._classes),
-            counters={
-                "events": self._events,
-                "requests": len(self._recorder),
-                "transfers": self._transfers.count,
-                "preemptions": int(table.preemptions.sum()),
-                "batches": sum(engine.batches for engine in engines),
-                **{
-                    name: int(np.count_nonzero(status == CODE[name]))
-                    for name in ("finished", "rejected", "dropped", "failed")
-                },
-            },
+        fleet = self._fleet
+        header = {
+            "router": f"{fleet.prefill_router}/{fleet.decode_router}",
+            "schedulers": sorted({spec.scheduler.name for spec in fleet.engines}),
+            "model": self._cost.model.name,
+            "fleet": fleet_entry(fleet.engines),
+        }
+        ending = Ending(
+            self._now,
+            end_s,
+            self._options.seed,
+            self._events,
+            header,
+            {"transfers": self._transfers.count},
+            self._transfers.totals(),
+            tuple(self._happened),
         )
-
-
-def price(fleet: RoleFleet) -> float | None:
-    """Dollars per hour of all accelerators; None where one has no price."""
-    total = 0.0
-    for spec in fleet.engines:
-        each = spec.shape.accelerator.price_per_hour
-        if each is None:
-            return None
-        total += each * spec.shape.num_accelerators
-    return total
+        name = f"roles-{self._workload.name}"
+        return engine_run(name, self._workload, self._recorder, self._engines, ending)

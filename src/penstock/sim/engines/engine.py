@@ -47,7 +47,7 @@ class EngineSim(EngineView):
         self._stages = len(timers)
         self._free_s = [0.0] * len(timers)
         self._recorder = recorder
-        self._log = log
+        self.log = log
         self._step_by_step = step_by_step
         self._flight: list[InFlight] = []
         self._cut = False
@@ -147,7 +147,7 @@ class EngineSim(EngineView):
     def finish_batch(self) -> tuple[int, int]:
         """Book the oldest batch in flight; returns (requests that ended, prompts completed)."""
         now, batch, start, steps = self._flight.pop(0)
-        scheduler, recorder, log = self.scheduler, self._recorder, self._log
+        scheduler, recorder, log = self.scheduler, self._recorder, self.log
         self.batches += steps
         prefill_tokens = 0
         if batch.prefill:
@@ -205,8 +205,8 @@ class EngineSim(EngineView):
         self._flight.clear()
         for seq in self.scheduler.drain():
             self._generated(seq)
-        if self._log is not None:
-            self._log.stays(self.scheduler.stays)
+        if self.log is not None:
+            self.log.stays(self.scheduler.stays)
         self.scheduler.stays.clear()
 
     def _steps_done(self, batch: Batch, start: float, steps: int, now: float) -> int:

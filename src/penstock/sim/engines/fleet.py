@@ -9,8 +9,24 @@ from penstock.cost.steps import EngineShape
 from penstock.errors import InputError
 from penstock.plan.settings import SchedulerSettings
 from penstock.policy.schedulers.base import Scheduler
+from penstock.spec.cluster import Link
+from penstock.spec.hardware import Accelerator
 
 Role = Literal["prefill", "decode", "both"]
+
+
+@dataclass(frozen=True, slots=True)
+class StageSpec:
+    """One stage of a pipeline on machines of a cluster.
+
+    ``link`` leads to the next stage (None = the last one); ``price_per_hour`` is of the machine.
+    """
+
+    accelerator: Accelerator
+    tensor_parallel_size: int
+    num_layers: int
+    link: Link | None = None
+    price_per_hour: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +34,8 @@ class EngineSpec:
     """One engine. ``num_blocks`` None = what the cost model says its memory holds.
 
     ``weight`` is its share of the requests under the router ``flow-weighted``. ``policy`` is a
-    scheduler class of one's own; None = the one that ``scheduler`` names.
+    scheduler class of one's own; None = the one that ``scheduler`` names. ``stages`` tells stages
+    apart; none = equal ones of ``shape``, inside one machine.
     """
 
     name: str
@@ -28,6 +45,23 @@ class EngineSpec:
     num_blocks: int | None = None
     weight: float = 1.0
     policy: type[Scheduler] | None = None
+    stages: tuple[StageSpec, ...] = ()
+
+    @property
+    def num_accelerators(self) -> int:
+        if self.stages:
+            return sum(stage.tensor_parallel_size for stage in self.stages)
+        return self.shape.num_accelerators
+
+    @property
+    def price_per_hour(self) -> float | None:
+        """Dollars per hour of all its GPUs; None where one has no price."""
+        if self.stages:
+            prices = [stage.price_per_hour for stage in self.stages]
+            known = [price for price in prices if price is not None]
+            return sum(known) if len(known) == len(prices) else None
+        each = self.shape.accelerator.price_per_hour
+        return None if each is None else each * self.shape.num_accelerators
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,4 +85,4 @@ class EngineFleet:
 
     @property
     def num_accelerators(self) -> int:
-        return sum(engine.shape.num_accelerators for engine in self.engines)
+        return sum(engine.num_accelerators for engine in self.engines)

@@ -9,12 +9,9 @@ from __future__ import annotations
 from heapq import heappop, heappush
 from math import inf
 
-import numpy as np
-
-from penstock import __version__
-from penstock.cost.steps import StepCostModel, stage_timers
+from penstock.cost.steps import StepCostModel
 from penstock.errors import InputError
-from penstock.measure.run import NodeTotals, Run, Status, TokenTimes
+from penstock.measure.run import Run
 from penstock.plan.planner import Progress
 from penstock.policy.engine_routing import admit_all, make_router
 from penstock.policy.fleet import new_sequence
@@ -23,10 +20,11 @@ from penstock.policy.schedulers.sequence import Sequence
 from penstock.sim.engines.engine import NANOSECOND, EngineSim
 from penstock.sim.engines.fleet import EngineFleet, EngineSpec
 from penstock.sim.engines.options import EngineOptions
-from penstock.sim.engines.recorder import CODE, EngineLog, EngineRecorder
-from penstock.sim.engines.source import Feed, Source, Stream
-from penstock.sim.engines.tokens import SpanTokenTimes
-from penstock.spec.workload import ClosedLoop, Request, Saturating, Workload
+from penstock.sim.engines.recorder import EngineLog, EngineRecorder
+from penstock.sim.engines.result import Ending, engine_run, fleet_entry
+from penstock.sim.engines.source import Feed, open_source
+from penstock.sim.engines.stages import engine_timers
+from penstock.spec.workload import Request, Workload
 
 _EVENTS_PER_REPORT = 20_000
 
@@ -61,11 +59,9 @@ class _Simulation:
         self._classes = {entry.name: entry for entry in workload.classes}
         self._router = make_router(fleet.router, options.seed)
         self._recorder = EngineRecorder(tuple(self._classes))
-        self._logs = [EngineLog() for _ in fleet.engines] if options.keep_tokens else []
-        self._timers = [stage_timers(cost, spec.shape) for spec in fleet.engines]
         self._engines = [self._engine(i, spec) for i, spec in enumerate(fleet.engines)]
         self._active = self._engines
-        self._source = self._open_source()
+        self._source = open_source(workload, options.seed, self._kv_use)
         self._feeds = isinstance(self._source, Feed)
         self._heap: list[tuple[float, int, int]] = []
         self._stamp = [0] * len(self._engines)
@@ -92,17 +88,11 @@ class _Simulation:
             index,
             spec,
             scheduler,
-            self._timers[index],
+            engine_timers(self._cost, spec),
             recorder=self._recorder,
-            log=self._logs[index] if self._logs else None,
+            log=EngineLog() if self._options.keep_tokens else None,
             step_by_step=self._options.step_by_step,
         )
-
-    def _open_source(self) -> Source:
-        launched = isinstance(self._workload.arrivals, ClosedLoop | Saturating)
-        if launched and not len(self._workload.trace):
-            return Feed(self._workload, self._options.seed, self._kv_use)
-        return Stream(self._workload.requests(self._options.seed))
 
     def _kv_use(self) -> float:
         return max(engine.kv_use for engine in self._engines)
@@ -204,83 +194,17 @@ class _Simulation:
         wanted = autoscaler(now, len(self._active), self._engines)
         self._active = self._engines[: min(max(1, wanted), len(self._engines))]
 
-    # -- the result ---------------------------------------------------------------------------
-
     def _result(self, end_s: float) -> Run:
-        recorder, workload, options = self._recorder, self._workload, self._options
         if end_s < inf:
             for engine in self._engines:
                 engine.stop(end_s)
-        last_s = end_s if end_s < inf else self._now
-        window_end = workload.duration_s if 0 < workload.duration_s < inf else last_s
-        window_end = min(window_end, last_s) if end_s < inf else window_end
-        table = recorder.table()
-        tokens: TokenTimes
-        if self._logs:
-            tokens = SpanTokenTimes(
-                table.first_token_s, self._logs, [timers[0] for timers in self._timers]
-            )
-        else:
-            tokens = TokenTimes(np.zeros(len(recorder) + 1, np.int64), np.zeros(0))
-        engines = self._engines
-
-        def count(status: Status) -> int:
-            return int(np.count_nonzero(table.status == CODE[status]))
-
-        return Run(
-            name=f"{self._fleet.router}-{workload.name}",
-            header={
-                "kind": "simulated",
-                "version": __version__,
-                "seed": options.seed,
-                "granularity": "engine",
-                "router": self._fleet.router,
-                "schedulers": sorted({spec.scheduler.name for spec in self._fleet.engines}),
-                "workload": workload.name,
-                "model": self._cost.model.name,
-                "fleet": {
-                    "num_gpus": self._fleet.num_accelerators,
-                    "price_per_hour": self._price(),
-                },
-                "start_s": 0.0,
-                "end_s": self._now,
-            },
-            window_s=(workload.warmup_s, window_end),
-            requests=table,
-            tokens=tokens,
-            nodes=NodeTotals(
-                names=tuple(spec.name for spec in self._fleet.engines),
-                busy_s=np.array([engine.busy_s for engine in engines]),
-                batches=np.array([engine.batches for engine in engines], np.int64),
-                prefill_tokens=np.array([engine.prefill_tokens for engine in engines], np.int64),
-                decode_tokens=np.array([engine.decode_tokens for engine in engines], np.int64),
-                peak_kv_fraction=np.array(
-                    [engine.scheduler.blocks.peak_fraction for engine in engines]
-                ),
-                prompt_residence_s=np.array([engine.prompt_residence_s for engine in engines]),
-                prompt_visits=np.array([engine.prompt_visits for engine in engines], np.int64),
-            ),
-            routes=tuple((spec.name,) for spec in self._fleet.engines),
-            class_names=tuple(self._classes),
-            counters={
-                "events": self._events,
-                "requests": len(recorder),
-                "finished": count("finished"),
-                "dropped": count("dropped"),
-                "rejected": count("rejected"),
-                "failed": count("failed"),
-                "preemptions": int(table.preemptions.sum()),
-                "batches": sum(engine.batches for engine in engines),
-                "prefix_queried_tokens": sum(e.scheduler.blocks.queried_tokens for e in engines),
-                "prefix_hit_tokens": sum(e.scheduler.blocks.hit_tokens for e in engines),
-            },
-        )
-
-    def _price(self) -> float | None:
-        total = 0.0
-        for spec in self._fleet.engines:
-            price = spec.shape.accelerator.price_per_hour
-            if price is None:
-                return None
-            total += price * spec.shape.num_accelerators
-        return total
+        fleet = self._fleet
+        header = {
+            "router": fleet.router,
+            "schedulers": sorted({spec.scheduler.name for spec in fleet.engines}),
+            "model": self._cost.model.name,
+            "fleet": fleet_entry(fleet.engines),
+        }
+        ending = Ending(self._now, end_s, self._options.seed, self._events, header)
+        name = f"{fleet.router}-{self._workload.name}"
+        return engine_run(name, self._workload, self._recorder, self._engines, ending)

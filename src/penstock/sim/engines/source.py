@@ -94,3 +94,11 @@ class Feed:
     def _launch(self, at: float) -> None:
         if at < self._end_s:
             heappush(self._launches, at)
+
+
+def open_source(workload: Workload, seed: int, kv_use: Callable[[], float]) -> Source:
+    """The requests of ``workload``; ``kv_use`` is what saturating arrivals look at."""
+    launched = isinstance(workload.arrivals, ClosedLoop | Saturating)
+    if launched and not len(workload.trace):
+        return Feed(workload, seed, kv_use)
+    return Stream(workload.requests(seed))

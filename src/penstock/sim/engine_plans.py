@@ -1,0 +1,114 @@
+"""Run a plan of whole engines: its engines, routers, hand-over and faults, in virtual time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+from penstock.cost.steps import EngineShape, StepCostModel
+from penstock.errors import InputError, SpecError
+from penstock.measure.fleet import header_entries
+from penstock.measure.run import Run
+from penstock.plan.plan import Engine, Plan
+from penstock.policy.fleet import engine_scheduler, engine_weights, plan_admission
+from penstock.sim.disaggregated import RoleFleet, simulate_disaggregated
+from penstock.sim.disaggregated.faults import FaultySimulation
+from penstock.sim.engines import EngineFleet, EngineOptions, EngineSpec, simulate_engines
+from penstock.sim.engines.fleet import StageSpec
+from penstock.sim.options import SimulationOptions
+from penstock.spec.workload import Workload
+
+
+def simulate_engine_plan(
+    plan: Plan, workload: Workload, cost: StepCostModel, options: SimulationOptions
+) -> Run:
+    """Return the run of ``workload`` on the engines of ``plan``.
+
+    Engines that do both phases run apart from those with roles only in how requests reach them.
+    Raises ``SpecError`` for settings that cannot work, with the engine's name.
+    """
+    if options.granularity != "nodewise":
+        raise InputError(
+            f"granularity {options.granularity} is of paths over nodes, and this plan has whole "
+            "engines; leave it out"
+        )
+    specs = engine_specs(plan)
+    settings = EngineOptions(
+        seed=options.seed,
+        step_by_step=options.step_by_step,
+        until_s=workload.duration_s if options.drain is False else None,
+        admission=plan_admission(plan),
+        progress=options.progress,
+    )
+    routing = plan.routing
+    apart = any(spec.role != "both" for spec in specs)
+    if apart or options.faults.faults:
+        fleet = RoleFleet(specs, plan.handoff, routing.engine_router, routing.decode_router)
+        if options.faults.faults:
+            nodes = {e.name: tuple(stage.node for stage in e.stages) for e in plan.engines}
+            run = FaultySimulation(
+                fleet, workload, cost, settings, nodes_of=nodes, faults=options.faults
+            ).run()
+        else:
+            run = simulate_disaggregated(fleet, workload, cost, settings)
+    else:
+        run = simulate_engines(EngineFleet(specs, routing.engine_router), workload, cost, settings)
+    header = {
+        **run.header,
+        "planner": plan.planner,
+        "admission": plan.admission,
+        "cluster": plan.cluster.name,
+        **header_entries(plan.cluster, workload.classes),
+    }
+    return replace(run, name=f"{plan.planner}-{workload.name}", header=header)
+
+
+def engine_specs(plan: Plan) -> tuple[EngineSpec, ...]:
+    """The engines of ``plan`` as the simulators take them; a node is one tensor-parallel group."""
+    return tuple(
+        _spec(plan, engine, weight)
+        for engine, weight in zip(plan.engines, engine_weights(plan), strict=True)
+    )
+
+
+def _spec(plan: Plan, engine: Engine, weight: float) -> EngineSpec:
+    if engine.scheduler is None:
+        raise SpecError(
+            "is a server of its own, whose batches nobody knows",
+            key=f"engines.{engine.name}.url",
+            value=engine.url,
+            fix="add scheduler: ... to say how it batches",
+        )
+    engine_scheduler(engine)
+    nodes = [plan.cluster.node(stage.node) for stage in engine.stages]
+    shape = EngineShape(nodes[0].accelerator, nodes[0].count, len(nodes))
+    return EngineSpec(
+        engine.name,
+        shape,
+        engine.scheduler,
+        engine.role,
+        engine.num_blocks,
+        weight,
+        stages=_stages(plan, engine) if len(nodes) > 1 else (),
+    )
+
+
+def _stages(plan: Plan, engine: Engine) -> tuple[StageSpec, ...]:
+    cluster = plan.cluster
+    links = []
+    for a, b in pairwise(engine.stages):
+        link = cluster.link(a.node, b.node)
+        if link is None:
+            raise SpecError(
+                f"the cluster has no link from {a.node} to {b.node}",
+                key=f"engines.{engine.name}.stages",
+                fix="join the nodes, or name others",
+            )
+        links.append(link)
+    stages = []
+    for stage, to_next in zip(engine.stages, [*links, None], strict=True):
+        node = cluster.node(stage.node)
+        stages.append(
+            StageSpec(node.accelerator, node.count, stage.num_layers, to_next, node.price_per_hour)
+        )
+    return tuple(stages)
