@@ -1,128 +1,209 @@
-"""The fleet search: the cheapest that passes, what binds, and what happens when it is stopped."""
+"""The fleet search: what wins, what binds, whatever runs at once, and when it is stopped."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
+from itertools import product
+from time import sleep
 
 import pytest
 
 from penstock.cost.linear import DecodeLine, LinearCoefficients, LinearStepCost
 from penstock.errors import Infeasible, SpecError
-from penstock.plan.goodput.fleet import Fleet, Phase, Probe, Question, cheapest_fleet
-from penstock.plan.settings import HandoffSettings
+from penstock.plan.goodput.costs import FleetCosts
+from penstock.plan.goodput.fleet import Job, Probe
+from penstock.plan.goodput.front import cost_front
+from penstock.plan.goodput.question import Offer, Question, Sweep
+from penstock.plan.goodput.search import search_fleets
 from penstock.report.sweep_page import sweep_page
-from penstock.sim.disaggregated.probes import FleetProbes
-from penstock.spec.arrivals import PoissonArrivals
 from penstock.spec.catalogue import catalogue
-from penstock.spec.lengths import fixed_lengths
 from penstock.spec.load import load_model
-from penstock.spec.workload import SLO, Workload
+from penstock.spec.workload import SLO
 
 MODEL = load_model("llama-3-8b")
 COST = LinearStepCost(
     MODEL, LinearCoefficients(0.01, 6e-5, 1e-8, DecodeLine(0.01, 8e-8, 2e-4)), 60_000
 )
 DEAR, CHEAP = catalogue().get("H100"), catalogue().get("L40S")
+DEAR_PRICE, CHEAP_PRICE = DEAR.price_per_hour or 0.0, CHEAP.price_per_hour or 0.0
 
 
 def question(**changes: object) -> Question:
     asked = Question(
-        COST,
+        FleetCosts(COST),
         SLO(ttft_s=0.5, tpot_s=0.05),
         10.0,
         400,
         100,
-        ((DEAR, None), (CHEAP, None)),
+        (Offer(DEAR), Offer(CHEAP)),
         tensor_parallel_sizes=(1,),
         pipeline_parallel_sizes=(1,),
     )
     return replace(asked, **changes)  # type: ignore[arg-type]
 
 
-def threshold(rates: dict[str, float]):  # type: ignore[no-untyped-def]
-    """Probes that pass up to a rate per engine of each accelerator; the phases apart never do."""
+class Table:
+    """Probes from a rule instead of a simulator; ``delay_s`` lets later ones overtake."""
 
-    def probe(fleet: Fleet, rate: float, seed: int, phase: Phase) -> Probe:
-        limit = sum(rates[c.shape.accelerator.name] * n for c, n in fleet.engines)
-        good = phase == "both" and rate <= limit and all(c.role == "both" for c, _ in fleet.engines)
-        return Probe(1.0 if good else 0.0, 1.0, 1.0 if good else 0.0, 0.1, 0.02, 100.0)
+    def __init__(self, rule: Callable[[Job], Probe], width: int = 1, delay_s: float = 0.0) -> None:
+        self._rule = rule
+        self._pool = ThreadPoolExecutor(width) if width > 1 else None
+        self._delay_s = delay_s
+        self.width = width
+        self.jobs: list[Job] = []
 
-    return probe
+    def submit(self, job: Job) -> Future[Probe]:
+        self.jobs.append(job)
+        if self._pool is not None:
+            return self._pool.submit(self._slowly, job, len(self.jobs))
+        future: Future[Probe] = Future()
+        future.set_result(self._rule(job))
+        return future
+
+    def _slowly(self, job: Job, number: int) -> Probe:
+        sleep(self._delay_s * (number * 7 % 5))
+        return self._rule(job)
+
+    def keep(self, job: Job, probe: Probe) -> None:
+        return
+
+
+def passing(good: bool) -> Probe:
+    return Probe(
+        1.0 if good else 0.0, 1.0, float(good), 0.1, 0.02, 100.0, tpot_p50_s=0.01, requests=100
+    )
+
+
+def together(rates: dict[str, float]) -> Callable[[Job], Probe]:
+    """Engines for both phases pass up to a rate per engine; the phases apart never do."""
+
+    def rule(job: Job) -> Probe:
+        engines = job.fleet.engines
+        limit = sum(rates[choice.gpu] * n for choice, n in engines)
+        apart = job.phase != "both" or any(choice.role != "both" for choice, _ in engines)
+        return passing(not apart and job.rate_per_s <= limit)
+
+    return rule
 
 
 def test_the_cheapest_mixture_wins() -> None:
     """With known capacities the answer equals that of trying all pairs of counts."""
     rates = {DEAR.name: 4.0, CHEAP.name: 0.9}
-    found = cheapest_fleet(question(), threshold(rates))
+    found = search_fleets(question(), Table(together(rates)))
     assert found.best is not None
-    assert DEAR.price_per_hour is not None
-    assert CHEAP.price_per_hour is not None
     least = min(
-        DEAR.price_per_hour * dear + CHEAP.price_per_hour * cheap
-        for dear in range(5)
-        for cheap in range(15)
-        if rates[DEAR.name] * dear + rates[CHEAP.name] * cheap >= 10.0
+        DEAR_PRICE * dear + CHEAP_PRICE * cheap
+        for dear, cheap in product(range(5), range(15))
+        if 4.0 * dear + 0.9 * cheap >= 10.0
     )
     assert found.best.fleet.price_per_hour == pytest.approx(least)
-    assert found.front[0] is found.best
+    assert found.best in cost_front(found)
 
 
-def test_nothing_feasible_says_what_binds() -> None:
-    """A limit under the time of a single step names that limit; so does a lack of GPUs."""
-    hasty = question(slo=SLO(ttft_s=0.001))
-    with pytest.raises(Infeasible, match="binding: TTFT"):
-        cheapest_fleet(hasty, threshold({DEAR.name: 4.0, CHEAP.name: 0.9}))
-    single = question(offers=((DEAR, 1),))
-    with pytest.raises(Infeasible, match="GPUs"):
-        cheapest_fleet(single, threshold({DEAR.name: 4.0}))
+def test_the_highest_rate_of_some_gpus_is_found() -> None:
+    """Goodput equals the best over all splits of the GPUs, phases apart included."""
+    rates = {"both": 1.0, "prefill": 6.0, "decode": 2.0}
+
+    def rule(job: Job) -> Probe:
+        if job.phase != "both":
+            return passing(job.rate_per_s <= rates[job.phase])
+        sums = {"both": 0.0, "prefill": 0.0, "decode": 0.0}
+        for choice, count in job.fleet.engines:
+            sums[choice.role] += rates[choice.role] * count
+        return passing(job.rate_per_s <= sums["both"] + min(sums["prefill"], sums["decode"]))
+
+    asked = question(goal="goodput", rate_per_s=0.0, offers=(Offer(DEAR, 8),))
+    found = search_fleets(asked, Table(rule))
+    best = max(min(6.0 * n, 2.0 * (8 - n)) for n in range(1, 8))
+    assert best > 8.0
+    assert found.best is not None
+    assert best * 0.95 <= found.best.rate_per_s <= best
+    assert found.best.fleet.num_gpus == 8
+
+
+@pytest.mark.parametrize("goal", ["cheapest", "goodput"])
+def test_the_answer_does_not_depend_on_how_many_run_at_once(goal: str) -> None:
+    """Probes that end out of order leave every figure of the search as it was."""
+    offers = (Offer(DEAR, 6), Offer(CHEAP, 12))
+    asked = question(goal=goal, offers=offers)
+    rule = together({DEAR.name: 3.3, CHEAP.name: 0.9})
+
+    def search(width: int) -> Sweep:
+        return search_fleets(asked, Table(rule, width, 0.0002))
+
+    one, many = search(1), search(5)
+    assert one.capacities == many.capacities
+    assert one.tried == many.tried
+    assert one.best == many.best
+    assert sweep_page(one) == sweep_page(many)
+
+
+def test_counts_on_offer_are_kept() -> None:
+    """No fleet that is tried has more GPUs of a type than there are."""
+    offers = (Offer(DEAR, 2), Offer(CHEAP, 7))
+    rule = together({DEAR.name: 4.0, CHEAP.name: 0.9})
+    found = search_fleets(question(offers=offers), Table(rule))
+    for one in found.tried:
+        gpus = one.fleet.gpus_by_type()
+        assert gpus.get(DEAR.name, 0) <= 2
+        assert gpus.get(CHEAP.name, 0) <= 7
+    assert found.best is not None
+    assert set(found.best.fleet.gpus_by_type()) == {DEAR.name, CHEAP.name}
+
+
+def test_nothing_feasible_says_what_binds_and_what_helps() -> None:
+    """A limit under a single step names itself and its least value; too few GPUs name a fleet."""
+    rule = Table(together({DEAR.name: 4.0, CHEAP.name: 0.9}))
+    with pytest.raises(Infeasible, match=r"binding: TTFT.*well over \d+ ms"):
+        search_fleets(question(slo=SLO(ttft_s=0.001)), rule)
+    with pytest.raises(Infeasible, match=rf"offer about {DEAR.name}:3"):
+        search_fleets(question(offers=(Offer(DEAR, 1),)), rule)
+    with pytest.raises(Infeasible, match="no engine shape"):
+        search_fleets(question(offers=(Offer(DEAR, 1),), tensor_parallel_sizes=(2,)), rule)
+
+
+def test_contradictions_are_refused() -> None:
+    """A question without limits, counts or prices that it needs is not asked."""
     with pytest.raises(SpecError, match="no limit"):
         question(slo=SLO())
     with pytest.raises(SpecError, match="rate"):
         question(rate_per_s=-1.0)
+    with pytest.raises(SpecError, match="has no count"):
+        question(goal="goodput")
+    with pytest.raises(SpecError, match="offered twice"):
+        question(offers=(Offer(DEAR), Offer(DEAR, 3)))
+    with pytest.raises(SpecError, match="has no price"):
+        question(offers=(Offer(replace(DEAR, price_per_hour=None)),))
 
 
-def test_stopping_keeps_what_was_found() -> None:
-    """Ctrl-C ends the search with the capacities measured so far."""
-    calls = 0
+@pytest.mark.parametrize("calls", [12, 60])
+def test_stopping_keeps_what_was_found(calls: int) -> None:
+    """Ctrl-C ends the search with what was measured so far, the winner included."""
+    rule = together({DEAR.name: 4.0, CHEAP.name: 0.9})
+    made = 0
 
-    def probe(fleet: Fleet, rate: float, seed: int, phase: Phase) -> Probe:
-        nonlocal calls
-        calls += 1
-        if calls > 12:
+    def interrupted(job: Job) -> Probe:
+        nonlocal made
+        made += 1
+        if made > calls:
             raise KeyboardInterrupt
-        return Probe(1.0, 1.0, 1.0, 0.1, 0.02, 100.0)
+        return rule(job)
 
-    found = cheapest_fleet(question(), probe)
+    found = search_fleets(question(), Table(interrupted))
     assert found.interrupted
     assert found.capacities
-    assert "stopped before" in sweep_page(found)
+    page = sweep_page(found)
+    assert "stopped" in page
+    assert (found.best is not None) == any(one.passed for one in found.tried)
 
 
-def test_simulated_probes_resume(tmp_path: Path) -> None:
-    """A real search passes its own limits; a second one reads every probe from the file."""
-    workload = Workload(
-        "test", 60.0, lengths=fixed_lengths(400, 100), arrivals=PoissonArrivals(1.0)
-    )
-    asked = question(offers=((CHEAP, None),), chunks=(512,))
-    memory = tmp_path / "probes.jsonl"
-
-    def search() -> tuple[str, int]:
-        probes = FleetProbes(
-            COST, workload, asked.slo, 0.9, HandoffSettings(25e9), 100, 10.0, memory=memory
-        )
-        probes.remember()
-        found = cheapest_fleet(asked, probes)
-        assert found.best is not None
-        assert found.best.attainment >= 0.9
-        assert "Cheapest" in sweep_page(found)
-        return str(found.best.fleet), probes.runs
-
-    first, runs = search()
-    again, more = search()
-    assert first == again
-    assert runs > 0
-    assert more == 0
-    memory.write_text("not probes\n", encoding="utf-8")
-    with pytest.raises(SpecError, match="file of probes"):
-        search()
+def test_a_group_of_gpus_stays_inside_its_node() -> None:
+    """Tensor parallelism is never wider than a node on offer."""
+    offers = (Offer(DEAR, 16, gpus_per_node=2),)
+    asked = question(offers=offers, tensor_parallel_sizes=(1, 2, 4))
+    table = Table(together({DEAR.name: 4.0}))
+    search_fleets(asked, table)
+    widths = {c.shape.tensor_parallel_size for job in table.jobs for c, _ in job.fleet.engines}
+    assert widths == {1, 2}
