@@ -23,10 +23,11 @@ class WorkerSpec:
     """One stage, and what its worker needs to build itself.
 
     ``num_pages`` counts KV pages of ``page_size`` tokens x 1 layer; cached prompt pieces hold
-    ``piece_tokens``. ``batches``: the worker is a
-    node of per-request paths and forms batches itself, under ``limits``, with iterations entering
-    at ``entry_layers``; otherwise it runs steps as they come. ``speculation`` names the draft model
-    beside the target (stages that hold all layers only). ``node`` is where to place it.
+    ``piece_tokens``. ``batches``: the worker is a node of per-request paths and forms batches
+    itself, under ``limits``, with iterations entering at ``entry_layers``; otherwise it runs steps
+    as they come. ``speculation`` names the draft model beside the target (stages that hold all
+    layers only). ``node`` is where to place it. Iterations of sequences below ``first_seq`` belong
+    to an earlier life of the worker and are dropped.
     """
 
     name: str
@@ -46,6 +47,7 @@ class WorkerSpec:
     batches: bool = False
     limits: BatchLimits | None = None
     entry_layers: tuple[int, ...] = ()
+    first_seq: int = 0
     speculation: SpeculationSettings | None = None
     kv_bytes_per_token_per_layer: int = 0
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from itertools import count
 from math import ceil
 from random import Random
 
@@ -111,7 +110,7 @@ class Paths:
         )
         self._nodes = [NodeView(KVPool(engine.kv_capacity_layer_tokens)) for engine in plan.engines]
         self._index = {engine.name: i for i, engine in enumerate(plan.engines)}
-        self._numbers = count(1)
+        self._newest = 0
         self._admissions = 0
         self._lives: dict[int, Life] = {}
         self._of_row: dict[int, Life] = {}
@@ -155,6 +154,7 @@ class Paths:
             threads=options.threads,
             executor=options.executor,
             batches=True,
+            first_seq=self._newest,
             limits=engine.limits,
             entry_layers=self._whole.entry_layers(i),
             kv_bytes_per_token_per_layer=model.kv_bytes_per_token_per_layer,
@@ -172,7 +172,7 @@ class Paths:
 
     def submit(self, live: Live) -> None:
         """Take a request in. Raises ``RequestTooLong`` where an idle system could not hold it."""
-        life = Life(live, next(self._numbers))
+        life = self._life(live)
         self._of_row[live.row] = life
         verdict, ticket = self._gate.offer(life)
         if verdict in (Verdict.NEVER, Verdict.DROPPED):
@@ -181,6 +181,10 @@ class Paths:
                 f"{live.prompt_tokens} prompt tokens do not fit the nodes of any path"
             )
         self._settle(life, verdict, ticket)
+
+    def _life(self, live: Live) -> Life:
+        self._newest += 1
+        return Life(live, self._newest)
 
     def cancel(self, live: Live) -> None:
         """Free what a request holds on every node."""
@@ -310,7 +314,7 @@ class Paths:
         return victim is not wanting
 
     def _start_over(self, life: Life) -> None:
-        again = Life(life.live, next(self._numbers))
+        again = self._life(life.live)
         self._of_row[life.live.row] = again
         self._gate.offer_again(again)
         self._wait(again)
@@ -353,6 +357,14 @@ class Paths:
         self._retrying = False
         while (decided := self._gate.next_waiting()) is not None:
             self._settle(*decided)
+            if decided[0] in self._gate.waiting or self._starting_over(decided[0]):
+                # There was no memory after all: it waits for the next request to end.
+                return
+
+    def _starting_over(self, life: Life) -> bool:
+        """Whether ``life`` had to give up its place again at once."""
+        current = self._of_row.get(life.live.row)
+        return current is not None and current is not life
 
     # -- messages -----------------------------------------------------------------------------
 

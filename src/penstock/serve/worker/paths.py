@@ -71,7 +71,7 @@ class NodePaths:
             if buffer is not None:
                 hidden = memoryview(buffer)[at : at + width * len(item.tokens)]
                 at += width * len(item.tokens)
-            if item.seq not in self._released:
+            if item.seq >= self._spec.first_seq and item.seq not in self._released:
                 self._add(item, begins.get(item.seq), hidden)
         return None
 
