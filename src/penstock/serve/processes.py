@@ -11,7 +11,7 @@ from struct import pack
 
 from penstock.errors import InputError
 from penstock.serve.socket_pool import End, SocketPool
-from penstock.serve.worker.run import FAULT, Boot, encode_boot
+from penstock.serve.worker.run import FAULT, RANK_ENDED, Boot, encode_boot
 
 
 class ProcessPool(SocketPool):
@@ -90,6 +90,8 @@ class ProcessHandle:
 def _describe(status: int) -> End:
     if status == FAULT:
         return End("its process ended after a fault", spoke=True)
+    if status == RANK_ENDED:
+        return End("another rank of its tensor parallel group has ended")
     if status < 0:
         name = signal.Signals(-status).name
         hint = " (out of memory?)" if name == "SIGKILL" else ""

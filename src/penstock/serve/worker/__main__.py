@@ -1,6 +1,7 @@
 """A worker process: ``python -m penstock.serve.worker``, told what it is over stdin.
 
-It ends when stdin ends, so that no worker outlives its parent.
+It ends when stdin ends, so that no worker outlives its parent. Ranks above 0 go on to read calls
+from it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import threading
 from io import RawIOBase
 from struct import unpack
 
+from penstock.serve.worker.run import FAULT, decode_boot, run_worker
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -22,13 +25,16 @@ def main() -> int:
     # Unbuffered: a thread that waits in a buffer would hold its lock when the process ends.
     stdin = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115 - open to the end
     (size,) = unpack("!I", _read(stdin, 4))
-    data = _read(stdin, size)
-    threading.Thread(target=_end_with, args=(stdin,), daemon=True).start()
-    from penstock.serve.worker.run import FAULT, decode_boot, run_worker  # noqa: PLC0415 - watch first
-
-    boot = decode_boot(data)
+    boot = decode_boot(_read(stdin, size))
+    if not boot.rank:
+        threading.Thread(target=_end_with, args=(stdin,), daemon=True).start()
     if boot.spec.executor == "torch":
         _limit_threads(boot.spec.threads)
+    if boot.rank:
+        from penstock.serve.worker.ranks import follow  # noqa: PLC0415 - needs torch
+
+        follow(boot, stdin)
+        return 0
     return 0 if run_worker(boot) else FAULT
 
 

@@ -15,6 +15,10 @@ def build_executor(spec: WorkerSpec, timer: NodeTimer | None = None) -> Executor
     if spec.executor == "null":
         return NullExecutor(spec, timer)
     # Torch takes a second to import; null workers do without.
+    if spec.tensor_parallel_size > 1:
+        from penstock.serve.worker.ranks import ShardedExecutor  # noqa: PLC0415
+
+        return ShardedExecutor.load(spec)
     from penstock.serve.worker.torch_executor import TorchExecutor  # noqa: PLC0415
 
     return TorchExecutor.load(spec)

@@ -21,18 +21,25 @@ from penstock.serve.worker.port import Kind, Port
 
 FAULT = 70
 """Exit status of a worker process after a fault that it has reported."""
+RANK_ENDED = 71
+"""Exit status of a worker process of which another rank has ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class Boot:
-    """What a worker is told when it is started. ``sender`` numbers all starts of a pool."""
+    """What a worker is told when it is started. ``sender`` numbers all starts of a pool.
+
+    Ranks above 0 of a tensor parallel group meet at ``store_port`` and need no more.
+    """
 
     spec: WorkerSpec
-    secret: bytes
-    sender: int
-    coordinator: str
+    secret: bytes = b""
+    sender: int = 0
+    coordinator: str = ""
     host: str = "127.0.0.1"
     alive_every_s: float = 1.0
+    rank: int = 0
+    store_port: int = 0
 
 
 def encode_boot(boot: Boot) -> bytes:

@@ -119,10 +119,7 @@ class TorchExecutor:
     def run(self, work: Work) -> Outcome:
         started_s = perf_counter()
         hidden = self.forward(work.jobs, self.read_hidden(work.jobs, work.hidden))
-        drawn = self.draw(work.jobs, hidden)
-        leaves = any(job.end_layer < self._spec.num_layers for job in work.jobs)
-        buffer = _to_bytes(hidden) if leaves else None
-        return Outcome(buffer, drawn, perf_counter() - started_s)
+        return self.outcome(work.jobs, hidden, started_s)
 
     def read_hidden(self, jobs: Sequence[Job], pieces: Sequence[Buffer]) -> torch.Tensor | None:
         """Hidden states ``[tokens, hidden_size]`` of all jobs; rows of layer 0 are not set."""
@@ -173,11 +170,15 @@ class TorchExecutor:
             hidden = hidden[torch.tensor(rows, device=hidden.device)]
         return self.model.head(hidden)
 
-    def draw(self, jobs: Sequence[Job], hidden: torch.Tensor) -> tuple[Drawn, ...]:
+    def outcome(self, jobs: Sequence[Job], hidden: torch.Tensor, started_s: float) -> Outcome:
+        """What follows from the hidden states of ``jobs``: tokens here, rows for elsewhere."""
         logits = self.logits(jobs, hidden)
-        if logits is None:
-            return ()
-        return self._drawing.draw([job.seq for job in jobs if self._draws(job)], logits)
+        drawn: tuple[Drawn, ...] = ()
+        if logits is not None:
+            drawn = self._drawing.draw([job.seq for job in jobs if self._draws(job)], logits)
+        leaves = any(job.end_layer < self._spec.num_layers for job in jobs)
+        buffer = _to_bytes(hidden) if leaves else None
+        return Outcome(buffer, drawn, perf_counter() - started_s)
 
     def _draws(self, job: Job) -> bool:
         return job.draw and job.end_layer == self._spec.num_layers

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 from zlib import crc32
 
 import msgspec
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from worker_factory import GREEDY, Listener, decode_over_stages, hops, node, stage
+from worker_factory import GREEDY, Listener, decode_over_stages, hops, real, stage
 
 from penstock.serve.inline import InlinePool
 from penstock.serve.pool import WorkerSpec
@@ -35,49 +33,7 @@ from penstock.serve.wire import (
 from penstock.serve.worker.build import build_executor
 from penstock.serve.worker.executor import Executor, Job, Work, WorkerFault
 
-transformers = pytest.importorskip("transformers", reason="transformers is the oracle here")
-torch.set_num_threads(1)
-
 PROMPT = (5, 17, 42, 99, 3, 71, 8, 120, 33, 64, 2, 9)
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any]:
-    """A random model of 4 layers: its folder and the model of transformers."""
-    torch.manual_seed(3)
-    config = transformers.LlamaConfig(
-        vocab_size=150,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=256,
-        initializer_range=0.15,
-        eos_token_id=None,
-        bos_token_id=1,
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = transformers.LlamaForCausalLM(config).eval()
-        folder = tmp_path_factory.mktemp("llama")
-        model.save_pretrained(folder)
-    return str(folder), model
-
-
-@pytest.fixture
-def expected(checkpoint: tuple[str, Any]) -> Callable[[tuple[int, ...], int], list[int]]:
-    """Greedy tokens by the whole model, computed anew for every token, without any cache."""
-
-    def greedy(prompt: tuple[int, ...], steps: int) -> list[int]:
-        tokens = list(prompt)
-        with torch.inference_mode():
-            for _ in range(steps):
-                logits = checkpoint[1](torch.tensor([tokens]), use_cache=False).logits
-                tokens.append(int(logits[0, -1].argmax()))
-        return tokens[len(prompt) :]
-
-    return greedy
 
 
 async def _start(pool: InlinePool, *specs: WorkerSpec) -> Listener:
@@ -85,11 +41,6 @@ async def _start(pool: InlinePool, *specs: WorkerSpec) -> Listener:
     for spec in specs:
         await pool.start(spec)
     return listener
-
-
-def real(checkpoint: tuple[str, Any], name: str, start: int, end: int, **more: Any) -> WorkerSpec:
-    make = node if more.pop("paths", False) else stage
-    return make(name, start, end, executor="torch", checkpoint=checkpoint[0], **more)
 
 
 @pytest.mark.parametrize("chunk", [5, 100])

@@ -48,6 +48,11 @@ def node(name: str, start: int, end: int, **changes: Any) -> WorkerSpec:
     return stage(name, start, end, batches=True, limits=LIMITS, **changes)
 
 
+def real(checkpoint: tuple[str, Any], name: str, start: int, end: int, **more: Any) -> WorkerSpec:
+    make = node if more.pop("paths", False) else stage
+    return make(name, start, end, executor="torch", checkpoint=checkpoint[0], **more)
+
+
 def hops(*specs: WorkerSpec) -> tuple[Hop, ...]:
     return tuple(Hop(spec.name, spec.start_layer, spec.end_layer) for spec in specs)
 
