@@ -109,7 +109,7 @@ def _judged(sweep: Sweep) -> Iterable[str]:
     yield (
         f"A fleet passes when each of {len(q.seeds)} runs does. In brackets: 95 % interval, the "
         "wider of Wilson's over requests and Student's t over runs. A run that is certain to fail "
-        "is stopped; "at most" then gives the most it could have reached."
+        "is stopped; 'at most' is then the most it could have reached."
     )
     yield (
         "p99 figures are of the worst run. Speed for a user is 1 / median TPOT; engines alone "

@@ -74,7 +74,7 @@ def _point(one: Point) -> dict[str, object]:
 def good_text(one: Tried) -> str:
     """The attainment with its 95 % interval, or the bound that a stopped run gave."""
     if one.bound:
-        return f"at most  {100 * one.attainment:.1f} %"
+        return f"at most {100 * one.attainment:.1f} %"
     low, high = 100 * one.interval.low, 100 * one.interval.high
     return f"{100 * one.attainment:.1f} % ({low:.1f} to {high:.1f})"
 
