@@ -28,8 +28,6 @@ def main() -> int:
     boot = decode_boot(_read(stdin, size))
     if not boot.rank:
         threading.Thread(target=_end_with, args=(stdin,), daemon=True).start()
-    if boot.spec.executor == "torch":
-        _limit_threads(boot.spec.threads)
     if boot.rank:
         from penstock.serve.worker.ranks import follow  # noqa: PLC0415 - needs torch
 
@@ -57,13 +55,6 @@ def _read(stdin: RawIOBase, size: int) -> bytes:
 def _end_with(stdin: RawIOBase) -> None:
     stdin.read(1)
     os._exit(0)
-
-
-def _limit_threads(threads: int) -> None:
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    import torch  # noqa: PLC0415 - only workers with a model need it
-
-    torch.set_num_threads(threads)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from penstock.serve.worker.executor import (
     TransferRefused,
     Work,
 )
-from penstock.serve.worker.run import RANK_ENDED, Boot, encode_boot
+from penstock.serve.worker.run import RANK_ENDED, Boot, encode_boot, limit_threads
 from penstock.serve.worker.torch_executor import TorchExecutor
 
 _SIZE = Struct("!I")
@@ -180,6 +180,7 @@ class Ranks:
 
 def follow(boot: Boot, calls: RawIOBase) -> None:
     """The life of a rank above 0: make the calls that rank 0 makes, until it ends."""
+    limit_threads(boot.spec)
     try:
         store = TCPStore("127.0.0.1", boot.store_port, boot.spec.tensor_parallel_size)
         group = _join(boot.spec, boot.rank, store)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
@@ -50,7 +50,7 @@ def decode_boot(data: bytes) -> Boot:
     return msgspec.msgpack.decode(data, type=Boot)
 
 
-def run_worker(boot: Boot, load: Callable[[WorkerSpec], Executor] = build_executor) -> bool:
+def run_worker(boot: Boot) -> bool:
     """Load, tell the coordinator, and work until told to stop; False after a fault.
 
     A fault is reported to the coordinator in one line, and to stderr where it is ours.
@@ -62,7 +62,8 @@ def run_worker(boot: Boot, load: Callable[[WorkerSpec], Executor] = build_execut
     pulse.start()
     executor: Executor | None = None
     try:
-        executor = load(boot.spec)
+        limit_threads(boot.spec)
+        executor = build_executor(boot.spec)
         worker = build_worker(boot.spec, executor, port.send)
         port.post(COORDINATOR, Kind.HELLO, port.endpoint.encode())
         _work(worker, port)
@@ -80,6 +81,15 @@ def run_worker(boot: Boot, load: Callable[[WorkerSpec], Executor] = build_execut
         if executor is not None:
             executor.close()
     return True
+
+
+def limit_threads(spec: WorkerSpec) -> None:
+    """Let this process compute with ``spec.threads`` threads."""
+    if spec.executor == "torch":
+        os.environ["OMP_NUM_THREADS"] = str(spec.threads)
+        import torch  # noqa: PLC0415 - only workers with a model need it
+
+        torch.set_num_threads(spec.threads)
 
 
 def _work(worker: Worker, port: Port) -> None:
