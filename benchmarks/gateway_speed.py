@@ -183,7 +183,9 @@ def main() -> None:
 def _goal(name: str) -> str:
     if name.endswith("_ms"):
         return f"goal < {GOAL_OVERHEAD_MS:g}"
-    return f"goal >= {GOAL_TOKENS_PER_S:.0f}" if name.endswith("_cpu_s") else "client on this machine"
+    return (
+        f"goal >= {GOAL_TOKENS_PER_S:.0f}" if name.endswith("_cpu_s") else "client on this machine"
+    )
 
 
 if __name__ == "__main__":

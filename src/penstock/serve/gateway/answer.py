@@ -16,18 +16,21 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from penstock.serve.gateway.choice import ChoiceText, Piece
-from penstock.serve.gateway.disconnect import ClientGone, while_connected
+from penstock.serve.gateway.disconnect import ClientGone, send_within, while_connected
 from penstock.serve.gateway.errors import ApiError, as_api_error, internal_error
 from penstock.serve.gateway.formats import DONE, Chunks, WholeChoice, whole_answer
 from penstock.serve.gateway.job import Job
 from penstock.serve.gateway.limits import Limits
-from penstock.serve.gateway.merged import Merged
+from penstock.serve.gateway.merged import Event, Merged
 from penstock.serve.gateway.record import Journal, Record
 from penstock.serve.gateway.tracing import Tracing
 from penstock.serve.protocol import DeadlineExceeded, Generator, ServeError, TokenDelta
 
 FACTS = "penstock.facts"
 """Key of an ASGI scope: a dict for what the log line of the request should say."""
+
+LAST_SEND_S = 30.0
+"""How long a client may take to read the end of its answer; the deadline bounds the rest."""
 
 _log = logging.getLogger("penstock.gateway")
 
@@ -83,7 +86,7 @@ class Answer(Response):
         body = whole_answer(self._job, choices, self._record.usage)
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        await send_within(send, {"type": "http.response.body", "body": body}, LAST_SEND_S)
         return "ok"
 
     async def _stream(self, send: Send) -> str:
@@ -112,7 +115,7 @@ class Answer(Response):
                 raise
             shown = _shown(error)
             outcome, end = shown.code, b"data: %s\n\n%s" % (shown.body(), DONE)
-        await send({"type": "http.response.body", "body": end, "more_body": False})
+        await send_within(send, {"type": "http.response.body", "body": end}, LAST_SEND_S)
         return outcome
 
     async def _run(self, emit: Callable[[Pieces], Awaitable[None]]) -> None:
@@ -128,31 +131,41 @@ class Answer(Response):
             raise DeadlineExceeded(f"not done within {job.deadline_s:g} s") from None
 
     async def _generate(self, emit: Callable[[Pieces], Awaitable[None]]) -> None:
-        job, generate = self._job, self._generator.generate
-        texts = [ChoiceText(job, index) for index in range(len(job.requests))]
-        open_choices = set(range(len(texts)))
-        async with Merged([partial(generate, request) for request in job.requests]) as merged:
-            while open_choices:
-                failure: Exception | None = None
-                pieces = []
+        generate = self._generator.generate
+        streams = [partial(generate, request) for request in self._job.requests]
+        choices = {index: ChoiceText(self._job, index) for index in range(len(streams))}
+        async with Merged(streams) as merged:
+            while choices:
                 events = await merged.ready()
-                now_s = time.monotonic()
-                for index, delta in events:
-                    if index not in open_choices:
-                        continue
-                    if not isinstance(delta, TokenDelta):
-                        failure = delta or ServeError("the runtime ended without a reason")
-                        break
-                    piece = texts[index].push(delta)
-                    self._record.observe(index, delta, piece, now_s)
-                    pieces.append((index, piece))
-                    if piece.finish_reason:
-                        open_choices.discard(index)
-                        merged.close(index)
+                pieces, failure = self._take(events, choices, merged)
                 if pieces:
                     await emit(pieces)
                 if failure is not None:
                     raise failure
+
+    def _take(
+        self, events: Sequence[Event], choices: dict[int, ChoiceText], merged: Merged
+    ) -> tuple[Pieces, Exception | None]:
+        """Pieces of ``events`` up to the first failure; choices that ended leave ``choices``."""
+        now_s = time.monotonic()
+        pieces: list[tuple[int, Piece]] = []
+        for index, delta in events:
+            choice = choices.get(index)
+            if choice is None:
+                continue
+            if not isinstance(delta, TokenDelta):
+                return pieces, delta or ServeError("the runtime ended without a reason")
+            try:
+                piece = choice.push(delta)
+            except ServeError as error:
+                return pieces, error
+            self._record.observe(index, delta, piece, now_s)
+            pieces.append((index, piece))
+            if piece.finish_reason:
+                del choices[index]
+                if delta.finish_reason is None:
+                    merged.close(index)
+        return pieces, None
 
 
 _STREAM_START = {

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from starlette.types import Receive
+from starlette.types import Message, Receive, Send
 
 _Result = TypeVar("_Result")
 
@@ -31,6 +31,15 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, _Result]) 
         task.cancel()
         watch.cancel()
         await asyncio.gather(task, watch, return_exceptions=True)
+
+
+async def send_within(send: Send, message: Message, limit_s: float) -> None:
+    """Send ``message``; a client that reads nothing for ``limit_s`` counts as gone."""
+    try:
+        async with asyncio.timeout(limit_s):
+            await send(message)
+    except TimeoutError:
+        raise ClientGone from None
 
 
 async def _gone(receive: Receive) -> None:

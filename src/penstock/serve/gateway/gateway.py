@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -16,10 +17,11 @@ from penstock.serve.gateway.answer import Answer
 from penstock.serve.gateway.bodies import ChatBody, CompletionBody, DetokenizeBody, TokenizeBody
 from penstock.serve.gateway.edge import CALLER
 from penstock.serve.gateway.errors import InvalidRequest, retry_after
-from penstock.serve.gateway.job import Job, chat_job, chat_prompt, completion_job
+from penstock.serve.gateway.job import Job, chat_job, completion_job
 from penstock.serve.gateway.limits import Limits
 from penstock.serve.gateway.live import Live, page_file
 from penstock.serve.gateway.metrics import Metrics
+from penstock.serve.gateway.prompts import chat_prompt
 from penstock.serve.gateway.reading import read_body, read_json
 from penstock.serve.gateway.record import Journal
 from penstock.serve.gateway.settings import GatewaySettings
@@ -133,7 +135,8 @@ class Gateway:
         wrong = max(body.tokens, default=0)
         if wrong >= card.vocab_size:
             raise InvalidRequest(f"tokens: {card.name} has no token {wrong}", param="tokens")
-        return as_json({"prompt": text.tokenizer.decode(body.tokens, skip_special_tokens=False)})
+        prompt = await asyncio.to_thread(text.tokenizer.decode_long, body.tokens)
+        return as_json({"prompt": prompt})
 
     # The server itself
 

@@ -6,10 +6,15 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-from penstock.serve.gateway.bodies import ChatBody, CompletionBody, Message, SamplingBody
+from penstock.serve.gateway.bodies import ChatBody, CompletionBody, SamplingBody
 from penstock.serve.gateway.errors import InvalidRequest
+from penstock.serve.gateway.prompts import (
+    Prompt,
+    chat_prompt,
+    check_choices,
+    completion_prompts,
+)
 from penstock.serve.gateway.settings import GatewaySettings
 from penstock.serve.gateway.texts import Texts, encode
 from penstock.serve.protocol import (
@@ -45,12 +50,6 @@ class Job:
     deadline_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Prompt:
-    tokens: tuple[int, ...]
-    echo: str = ""
-
-
 async def completion_job(
     body: CompletionBody, headers: Mapping[str, str], texts: Texts, settings: GatewaySettings
 ) -> Job:
@@ -69,7 +68,7 @@ async def completion_job(
             code="unsupported_parameter",
         )
     card, text = await texts.find(body.model)
-    prompts = await _completion_prompts(body, text.tokenizer)
+    prompts = await completion_prompts(body, text.tokenizer, settings.max_choices)
     tokens = body.max_tokens or _COMPLETION_TOKENS
     params = _params(body, tokens, body.logprobs, card)
     return _job(
@@ -106,54 +105,9 @@ async def chat_job(
         settings=settings,
         card=card,
         text=text,
-        prompts=[_Prompt(tuple(tokens))],
+        prompts=[Prompt(tuple(tokens))],
         params=params,
     )
-
-
-def chat_prompt(
-    text: TextModel,
-    card: ModelCard,
-    messages: Sequence[Message],
-    add_generation_prompt: bool | None,
-    variables: Mapping[str, Any] | None = None,
-) -> str:
-    """Messages through the model's template; parts of a message are joined by line breaks."""
-    if text.chat is None:
-        raise InvalidRequest(
-            f"{card.name} has no chat template; use /v1/completions", param="messages"
-        )
-    plain = [_plain(message) for message in messages]
-    wanted = add_generation_prompt is not False
-    return text.chat.render(plain, add_generation_prompt=wanted, variables=variables)
-
-
-def _plain(message: Message) -> dict[str, str]:
-    content = message.content
-    if not isinstance(content, str):
-        content = "\n".join(part.text for part in content)
-    plain = {"role": message.role, "content": content}
-    return plain if message.name is None else {**plain, "name": message.name}
-
-
-async def _completion_prompts(body: CompletionBody, tokenizer: Tokenizer) -> list[_Prompt]:
-    given: Any = body.prompt
-    many = isinstance(given, list) and not isinstance(given[0], int) if given else False
-    prompts = []
-    for prompt in given if many else [given]:
-        if isinstance(prompt, str):
-            special = body.add_special_tokens is not False
-            tokens = await encode(tokenizer, prompt, add_special_tokens=special)
-            prompts.append(_Prompt(tuple(tokens), prompt if body.echo else ""))
-        else:
-            echo = _echo(tokenizer, prompt) if body.echo else ""
-            prompts.append(_Prompt(tuple(prompt), echo))
-    return prompts
-
-
-def _echo(tokenizer: Tokenizer, tokens: Sequence[int]) -> str:
-    known = [token for token in tokens if 0 <= token < tokenizer.size]
-    return tokenizer.decode(known, skip_special_tokens=True)
 
 
 def _params(
@@ -195,15 +149,11 @@ def _job(
     settings: GatewaySettings,
     card: ModelCard,
     text: TextModel,
-    prompts: Sequence[_Prompt],
+    prompts: Sequence[Prompt],
     params: SamplingParams,
 ) -> Job:
     count = body.n or 1
-    if len(prompts) * count > settings.max_choices:
-        raise InvalidRequest(
-            f"n: {len(prompts)} prompts x {count} are more than {settings.max_choices} choices",
-            param="n",
-        )
+    check_choices(len(prompts), count, settings.max_choices)
     for prompt in prompts:
         _check_prompt(prompt.tokens, params, card)
     identity = f"{prefix}-{uuid.uuid4().hex}"

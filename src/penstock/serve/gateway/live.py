@@ -11,7 +11,7 @@ import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from penstock.serve.gateway.disconnect import ClientGone, while_connected
+from penstock.serve.gateway.disconnect import ClientGone, send_within, while_connected
 from penstock.serve.gateway.errors import too_many
 from penstock.serve.gateway.limits import Limits
 from penstock.serve.gateway.record import Journal
@@ -19,6 +19,7 @@ from penstock.serve.gateway.settings import GatewaySettings
 from penstock.serve.protocol import Generator
 
 _MOST_VIEWERS = 64
+_SLOWEST_VIEWER_S = 10.0
 _FILES = {
     "index.html": "text/html; charset=utf-8",
     "style.css": "text/css; charset=utf-8",
@@ -91,7 +92,8 @@ class Live:
             await send(_START)
             while not self.closing.is_set():
                 body = self._current(time.monotonic())
-                await send({"type": "http.response.body", "body": body, "more_body": True})
+                message = {"type": "http.response.body", "body": body, "more_body": True}
+                await send_within(send, message, _SLOWEST_VIEWER_S)
                 try:
                     async with asyncio.timeout(self._interval_s):
                         await self.closing.wait()

@@ -1,9 +1,9 @@
 """Prometheus metrics under vLLM's names, so that its dashboards and autoscalers work unchanged.
 
 Histograms and token counts are taken here, as the client sees them; what engines hold is asked of
-the runtime when the page is read. ``Generator.counters`` may name ``prefix_cache_queries``,
-``prefix_cache_hits`` (tokens), ``spec_decode_num_drafts``, ``spec_decode_num_draft_tokens`` and
-``spec_decode_num_accepted_tokens``: shown as vLLM's; any other as ``penstock:<name>_total``.
+the runtime when the page is read. ``Generator.counters`` may name ``prefix_queried_tokens``,
+``prefix_hit_tokens``, ``drafts``, ``draft_tokens`` and ``accepted_tokens``: shown as vLLM's; any
+other as ``penstock:<name>_total``.
 """
 
 from __future__ import annotations
@@ -26,13 +26,18 @@ _REQUEST_S = (0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120,
               1920, 7680)  # fmt: skip
 _TOKENS = tuple(digit * 10**power for power in range(6) for digit in (1, 2, 5))
 
+# Sum of the runtime: vLLM's metric and what it means.
 _VLLM_COUNTERS = {
-    "prefix_cache_queries": "Prompt tokens looked up in the prefix cache.",
-    "prefix_cache_hits": "Prompt tokens found in the prefix cache.",
-    "spec_decode_num_drafts": "Drafts verified.",
-    "spec_decode_num_draft_tokens": "Draft tokens verified.",
-    "spec_decode_num_accepted_tokens": "Draft tokens accepted.",
+    "prefix_queried_tokens": ("prefix_cache_queries", "Prompt tokens looked up in the cache."),
+    "prefix_hit_tokens": ("prefix_cache_hits", "Prompt tokens found in the cache."),
+    "drafts": ("spec_decode_num_drafts", "Drafts verified."),
+    "draft_tokens": ("spec_decode_num_draft_tokens", "Draft tokens verified."),
+    "accepted_tokens": ("spec_decode_num_accepted_tokens", "Draft tokens accepted."),
 }
+# What metrics above say already, and what is no sum.
+_TOLD_ELSEWHERE = frozenset(
+    {"prompt_tokens", "generation_tokens", "preemptions", "outstanding", "waiting"}
+)
 
 
 class ModelMetrics:
@@ -157,17 +162,19 @@ class _Runtime(Collector):
         yield from self._counters()
 
     def _counters(self) -> Iterator[Metric]:
-        sums = {"prefix_cache_queries": 0.0, "prefix_cache_hits": 0.0}
+        sums = {"prefix_queried_tokens": 0.0, "prefix_hit_tokens": 0.0}
         sums.update(self._generator.counters())
         models = self._generator.models()
         only = models[0].name if len(models) == 1 else ""
         for name, value in sorted(sums.items()):
-            text = _VLLM_COUNTERS.get(name)
-            prefix = "penstock" if text is None else "vllm"
+            if name in _TOLD_ELSEWHERE:
+                continue
             plain = re.sub(r"[^a-zA-Z0-9_]", "_", name.removesuffix("_total"))
-            family = CounterMetricFamily(
-                f"{prefix}:{plain}", text or f"{plain} of the runtime.", labels=("model_name",)
-            )
+            shown, text = f"penstock:{plain}", f"{plain} of the runtime."
+            if name in _VLLM_COUNTERS:
+                known, text = _VLLM_COUNTERS[name]
+                shown = f"vllm:{known}"
+            family = CounterMetricFamily(shown, text, labels=("model_name",))
             family.add_metric((only,), value)
             yield family
 

@@ -26,6 +26,9 @@ class Tokenizer:
     """
 
     def __init__(self, inner: Any, *, decoder: object, special: Iterable[int]) -> None:
+        # Limits that were set for training are none of a server's business.
+        inner.no_truncation()
+        inner.no_padding()
         self._inner = inner
         self._special = frozenset(special)
         kinds = _decoder_kinds(decoder)
@@ -83,10 +86,24 @@ class Tokenizer:
         ids: list[int] = self._inner.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
+    def encode_many(
+        self, texts: Sequence[str], *, add_special_tokens: bool = True
+    ) -> list[list[int]]:
+        """Token ids of each text; other threads run meanwhile."""
+        encodings = self._inner.encode_batch_fast(
+            list(texts), add_special_tokens=add_special_tokens
+        )
+        return [encoding.ids for encoding in encodings]
+
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of ``ids``; ids without a token give nothing."""
         text: str = self._inner.decode(list(ids), skip_special_tokens=skip_special_tokens)
         return text
+
+    def decode_long(self, ids: Sequence[int]) -> str:
+        """Text of ``ids`` with special tokens; other threads run meanwhile."""
+        texts: list[str] = self._inner.decode_batch([list(ids)], skip_special_tokens=False)
+        return texts[0]
 
     def is_special(self, token: int) -> bool:
         return token in self._special

@@ -24,6 +24,7 @@ from penstock.serve.protocol import (
     TokenDelta,
     Unavailable,
 )
+from penstock.serve.text.byte_level import byte_tokenizer
 
 BAD_COMPLETIONS: list[tuple[dict[str, Any], str]] = [
     ({"prompt": 3}, "prompt"),
@@ -349,8 +350,6 @@ async def test_the_request_id_comes_back() -> None:
 
 async def test_a_model_without_a_template_has_no_chat(tmp_path: Path) -> None:
     """The error says what to use instead."""
-    from penstock.serve.text.byte_level import byte_tokenizer  # noqa: PLC0415
-
     byte_tokenizer().save(str(tmp_path / "tokenizer.json"))
     card = ModelCard("base", 100, 260, str(tmp_path))
     talk = talk_to(NullGenerator((card,)))
@@ -363,6 +362,19 @@ def test_a_model_whose_tokenizer_is_missing_is_refused_at_the_start(tmp_path: Pa
     card = ModelCard("base", 100, 260, str(tmp_path))
     with pytest.raises(SpecError, match=r"tokenizer\.json"):
         make_app(NullGenerator((card,)))
+
+
+async def test_a_broken_tokenizer_of_a_later_model_is_the_operators_business(
+    tmp_path: Path,
+) -> None:
+    """503 without the paths of the machine; other models are served."""
+    generator = NullGenerator()
+    talk = talk_to(generator)
+    generator._cards += (ModelCard("later", 100, 260, str(tmp_path)),)
+    response = await talk.complete("a", model="later")
+    assert response.status_code == 503
+    assert str(tmp_path) not in error_of(response)["message"]
+    assert (await talk.complete("a")).status_code == 200
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from tests.unit.serve.gateway.talking import Scripted, run_server, until
 
-from penstock.serve.gateway import GatewaySettings, make_app
+from penstock.serve.gateway import GatewaySettings, answer, make_app
 from penstock.serve.null import NullSettings
 
 KEY = "sk-test"
@@ -127,6 +127,24 @@ def test_a_slow_reader_does_not_hold_the_runtime_up() -> None:
         answer = httpx.post(f"{address}/v1/completions", json={"prompt": "a"})
         assert answer.status_code == 200
         connection.close()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_never_reads_loses_its_place(
+    stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its connection stays open, its place among the requests in flight does not."""
+    monkeypatch.setattr(answer, "LAST_SEND_S", 0.05)
+    generator = Scripted(settings=NullSettings(tokens_per_step=1000))
+    app = make_app(generator, settings(max_concurrent_requests=1))
+    with run_server(app) as address, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect((urlsplit(address).hostname, urlsplit(address).port))
+        body = {"prompt": "abc", "max_tokens": 30_000, "logprobs": 20, "deadline_s": 3}
+        connection.sendall(_request("/v1/completions", {**body, "stream": stream}))
+        until(lambda: len(generator.asked) == 1)
+        short = {"prompt": "a"}
+        until(lambda: httpx.post(f"{address}/v1/completions", json=short).status_code == 200)
 
 
 def test_an_open_page_does_not_hold_the_server_up() -> None:

@@ -87,3 +87,24 @@ def test_a_checkpoint_without_a_template_has_no_chat(byte_checkpoint: Path, tmp_
     """A base model has a tokenizer and no chat template."""
     shutil.copy(byte_checkpoint / "tokenizer.json", tmp_path)
     assert load_text(tmp_path).chat is None
+
+
+def test_limits_of_training_do_not_cut_prompts(byte_checkpoint: Path, tmp_path: Path) -> None:
+    """Some files hold a truncation and a padding: neither may touch what is served."""
+    inner = tokenizers.Tokenizer.from_file(str(byte_checkpoint / "tokenizer.json"))
+    expected = inner.encode("the quick brown fox").ids
+    inner.enable_truncation(2)
+    inner.enable_padding(length=50)
+    inner.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.encode("the quick brown fox") == expected
+    assert tokenizer.encode_many(["the quick brown fox", ""]) == [expected, []]
+
+
+@pytest.mark.parametrize("family", ["byte_checkpoint", "piece_checkpoint"])
+def test_many_texts_encode_as_each_alone(family: str, request: pytest.FixtureRequest) -> None:
+    """The way for long texts gives the same tokens, and back the same text."""
+    tokenizer = Tokenizer.load(request.getfixturevalue(family))
+    encoded = tokenizer.encode_many([TEXT, "fox"])
+    assert encoded == [tokenizer.encode(TEXT), tokenizer.encode("fox")]
+    assert tokenizer.decode_long(encoded[0]) == TEXT

@@ -3,6 +3,7 @@
 
 const RETRY_MS = 2000;
 const STALE_MS = 5000;
+const LETTER_PX = 7;
 let key = "";
 let lastEvent = 0;
 
@@ -89,8 +90,9 @@ function plan(engines) {
   engines.forEach((engine, index) => {
     const y = top + index * rowHeight;
     const left = x(engine.start_layer), width = x(engine.end_layer) - left;
-    const text = `${label(engine)}  ${engine.running} + ${engine.waiting}`;
-    const anchored = left > wide / 2 ? { x: x(engine.end_layer), "text-anchor": "end" } : { x: left };
+    const text = `${label(engine)}: ${engine.running} running, ${engine.waiting} waiting`;
+    const overflows = left + LETTER_PX * text.length > wide;
+    const anchored = overflows ? { x: wide - 1, "text-anchor": "end" } : { x: left };
     const group = svg("g", {});
     group.append(svg("title", {}, words[index]));
     group.append(svg("text", { ...anchored, y: y + 13 }, text));
