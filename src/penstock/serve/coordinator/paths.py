@@ -44,15 +44,14 @@ from penstock.serve.wire import (
 class Life:
     """A request from its admission to its end, its preemption or the loss of a node.
 
-    ``number`` names it to the workers; ``context`` tokens have KV entries on every hop, ``fed``
-    more run now. ``order`` counts admissions.
+    ``number`` counts admissions and names it to the workers; ``context`` tokens have KV entries on
+    every hop, ``fed`` more run now.
     """
 
     live: Live
-    number: int
+    number: int = 0
     context: int = 0
     fed: int = 0
-    order: int = 0
     ticket: Ticket | None = None
     hops: tuple[PlannedHop, ...] = ()
     legs: tuple[int, ...] = ()
@@ -111,7 +110,6 @@ class Paths:
         self._nodes = [NodeView(KVPool(engine.kv_capacity_layer_tokens)) for engine in plan.engines]
         self._index = {engine.name: i for i, engine in enumerate(plan.engines)}
         self._newest = 0
-        self._admissions = 0
         self._lives: dict[int, Life] = {}
         self._of_row: dict[int, Life] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -172,7 +170,7 @@ class Paths:
 
     def submit(self, live: Live) -> None:
         """Take a request in. Raises ``RequestTooLong`` where an idle system could not hold it."""
-        life = self._life(live)
+        life = Life(live)
         self._of_row[live.row] = life
         verdict, ticket = self._gate.offer(life)
         if verdict in (Verdict.NEVER, Verdict.DROPPED):
@@ -181,10 +179,6 @@ class Paths:
                 f"{live.prompt_tokens} prompt tokens do not fit the nodes of any path"
             )
         self._settle(life, verdict, ticket)
-
-    def _life(self, live: Live) -> Life:
-        self._newest += 1
-        return Life(live, self._newest)
 
     def cancel(self, live: Live) -> None:
         """Free what a request holds on every node."""
@@ -217,8 +211,8 @@ class Paths:
                 self._wait(life)
                 return
             hops, legs = walked
-        self._admissions += 1
-        life.order = self._admissions
+        self._newest += 1
+        life.number = self._newest
         life.ticket, life.hops, life.legs = ticket, hops, legs
         live = life.live
         if live.admitted_s != live.admitted_s:
@@ -297,7 +291,7 @@ class Paths:
             for life in self._lives.values()
             if life is wanting or any(hop.engine == engine for hop in life.hops)
         ]
-        victim = sharing[preemption_victim([life.order for life in sharing])]
+        victim = sharing[preemption_victim([life.number for life in sharing])]
         # What ``wanting`` has not taken yet on this and later hops is not its own to give back.
         missing = None
         if victim is wanting:
@@ -314,7 +308,7 @@ class Paths:
         return victim is not wanting
 
     def _start_over(self, life: Life) -> None:
-        again = self._life(life.live)
+        again = Life(life.live)
         self._of_row[life.live.row] = again
         self._gate.offer_again(again)
         self._wait(again)
@@ -416,7 +410,7 @@ class Paths:
         broken = [
             life for life in self._lives.values() if any(hop.engine == engine for hop in life.hops)
         ]
-        for life in sorted(broken, key=lambda one: -one.order):
+        for life in sorted(broken, key=lambda one: -one.number):
             life.live.attempts += 1
             self.restarted_requests += 1
             self._leave(life)
