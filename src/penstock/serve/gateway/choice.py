@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 from penstock.serve.gateway.job import Job
@@ -37,6 +38,11 @@ class ChoiceText:
         request = job.requests[index]
         self._min_tokens = request.params.min_tokens
         self._tokens = 0
+        # Characters so far, and log probabilities of tokens whose text may be held back, with
+        # the character where each ends.
+        self._seen = 0
+        self._shown = 0
+        self._waiting: deque[tuple[int, TokenLogprobs]] = deque()
         self._detokenizer = Detokenizer(
             job.tokenizer,
             context=request.prompt,
@@ -61,16 +67,17 @@ class ChoiceText:
     def _push_matching(self, delta: TokenDelta, matcher: StopMatcher) -> Piece:
         """Token by token: what comes after the stop string in the same delta does not count."""
         shown = []
+        logprobs: list[TokenLogprobs] = []
         for taken, token in enumerate(delta.tokens, 1):
             self._tokens += 1
             text = self._detokenizer.push((token,))
-            if self._tokens <= self._min_tokens:
-                shown.append(text)
-                continue
-            shown.append(matcher.push(text))
+            self._seen += len(text)
+            if delta.logprobs:
+                self._waiting.append((self._seen, delta.logprobs[taken - 1]))
+            shown.append(matcher.push(text) if self._tokens > self._min_tokens else text)
+            logprobs += self._released(shown[-1])
             if matcher.matched is not None:
-                logprobs = delta.logprobs[:taken]
-                return Piece("".join(shown), taken, logprobs, "stop", matcher.matched)
+                return Piece("".join(shown), taken, tuple(logprobs), "stop", matcher.matched)
         reason: str | None = delta.finish_reason
         stop: str | int | None = delta.stop_token
         if reason:
@@ -79,4 +86,13 @@ class ChoiceText:
                 reason, stop = "stop", matcher.matched
             else:
                 shown.append(matcher.finish())
-        return Piece("".join(shown), len(delta.tokens), delta.logprobs, reason, stop)
+                logprobs += [entry for _, entry in self._waiting]
+        return Piece("".join(shown), len(delta.tokens), tuple(logprobs), reason, stop)
+
+    def _released(self, text: str) -> list[TokenLogprobs]:
+        """Log probabilities of the tokens that are shown once ``text`` is: they wait with it."""
+        self._shown += len(text)
+        released = []
+        while self._waiting and self._waiting[0][0] <= self._shown:
+            released.append(self._waiting.popleft()[1])
+        return released

@@ -172,6 +172,20 @@ async def test_log_probabilities_of_a_completion() -> None:
         assert [entry for piece in pieces for entry in piece[key]] == whole
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_log_probabilities_stop_where_the_text_stops(stream: bool) -> None:
+    """The tokens of a stop string show in neither; text and tokens of a stream stay together."""
+    response = await talk_to().complete("abcdef", logprobs=0, stop="def", stream=stream)
+    answers = events_of(response) if stream else [response.json()]
+    choices = [answer["choices"][0] for answer in answers]
+    texts = [choice["text"] for choice in choices]
+    tokens = [(choice["logprobs"] or {"tokens": []})["tokens"] for choice in choices]
+    assert "".join(texts) == "abc"
+    assert ["".join(part) for part in tokens] == texts
+    held = (await talk_to().complete("ab", logprobs=0, stop="bb", max_tokens=4)).json()["choices"]
+    assert (held[0]["text"], held[0]["logprobs"]["tokens"]) == ("abab", ["a", "b", "a", "b"])
+
+
 async def test_log_probabilities_of_a_chat() -> None:
     """One entry a token, with its bytes and the most likely alternatives."""
     answer = (await talk_to().chat("é", logprobs=True, top_logprobs=1, max_tokens=4)).json()

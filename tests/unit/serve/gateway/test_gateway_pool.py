@@ -10,8 +10,9 @@ import logging
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -271,20 +272,27 @@ def _browser() -> str | None:
     return next((path for name in names if (path := shutil.which(name))), None)
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
-def test_the_page_draws_in_a_browser_at_phone_width(tmp_path: Path) -> None:
-    """Engines, figures and requests show, nothing overflows, and the console stays silent."""
+@contextmanager
+def open_browser(**page_settings: Any) -> Iterator[Any]:
+    """A page of a real browser; skips where there is none."""
     if importlib.util.find_spec("playwright") is None:
         pytest.skip("playwright is not installed")
-    browser_path = _browser()
-    if browser_path is None:
+    path = _browser()
+    if path is None:
         pytest.skip("Chromium is not installed")
     from playwright.sync_api import sync_playwright  # noqa: PLC0415
 
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser.new_page(**page_settings)
+        browser.close()
+
+
+def test_the_page_draws_in_a_browser_at_phone_width() -> None:
+    """Engines, figures and requests show, nothing overflows, and the console stays silent."""
     app = make_app(NullGenerator(), GatewaySettings(log_requests=False, events_interval_s=0.1))
-    with run_server(app) as address, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 360, "height": 740}, color_scheme="dark")
+    phone = {"width": 360, "height": 740}
+    with run_server(app) as address, open_browser(viewport=phone, color_scheme="dark") as page:
         complaints: list[str] = []
         page.on("console", lambda message: complaints.append(message.text))
         page.goto(address)
@@ -293,6 +301,18 @@ def test_the_page_draws_in_a_browser_at_phone_width(tmp_path: Path) -> None:
         assert page.inner_text("#state") == "Serving"
         assert page.locator("#plan svg .bar").count() == 1
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
-        page.screenshot(path=tmp_path / "page.png", full_page=True)
         assert complaints == []
-        browser.close()
+
+
+def test_the_page_asks_for_the_key() -> None:
+    """A wrong one is said to be wrong; the right one draws."""
+    settings = GatewaySettings(log_requests=False, events_interval_s=0.1, api_keys=("right",))
+    with run_server(make_app(NullGenerator(), settings)) as address, open_browser() as page:
+        page.goto(address)
+        for key, state in (("wrong", "Wrong key"), ("right", "Serving")):
+            page.wait_for_selector("#key-form:not([hidden])")
+            page.fill("#key", key)
+            page.click("#key-form button")
+            page.locator("#state", has_text=state).wait_for()
+        page.wait_for_selector("#plan svg")
+        assert page.is_hidden("#key-form")
