@@ -21,6 +21,7 @@ from penstock.cli import (
     plan,
     reproduce,
     schema,
+    serve,
     simulate,
     sweep,
     trace,
@@ -50,6 +51,7 @@ app = typer.Typer(
 app.command("init")(init.init)
 app.command("plan")(plan.plan)
 app.command("simulate")(simulate.simulate)
+app.command("serve")(serve.serve)
 app.command("sweep")(sweep.sweep)
 app.command("compare")(compare.compare)
 app.command("reproduce")(reproduce.reproduce)

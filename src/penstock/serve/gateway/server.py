@@ -29,6 +29,10 @@ class GatewayServer(uvicorn.Server):
         super().__init__(config)
         self._live = app.state.gateway.live
 
+    async def serve_unsignalled(self, sockets: list[socket.socket]) -> None:
+        """Serve until ``should_exit``; signals are left to the caller."""
+        await self._serve(sockets)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._live.closing.set()
         await super().shutdown(sockets=sockets)

@@ -10,9 +10,9 @@ import numpy as np
 from penstock.serve.model.segments import item_positions
 from penstock.serve.model.step import Ints, Mask, Pages, StepItem
 
-_WASTE = 0.25
+_WASTE = 0.05
 """Scores a shared call may compute for padding, as a share of those it must ..."""
-_FREE_KEYS = 64
+_FREE_KEYS = 32
 """... plus this many keys for each of its rows, which cost less than another call."""
 _SMALL_ROWS = 64
 """Chunks and trees of at most so many rows may share a call."""

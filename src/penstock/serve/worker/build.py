@@ -15,6 +15,12 @@ def build_executor(spec: WorkerSpec, timer: NodeTimer | None = None) -> Executor
     if spec.executor == "null":
         return NullExecutor(spec, timer)
     # Torch takes a second to import; null workers do without.
+    if spec.speculation is not None:
+        from penstock.serve.worker.speculative_executor import (  # noqa: PLC0415
+            SpeculativeExecutor,
+        )
+
+        return SpeculativeExecutor.load(spec)
     if spec.tensor_parallel_size > 1:
         from penstock.serve.worker.ranks import ShardedExecutor  # noqa: PLC0415
 

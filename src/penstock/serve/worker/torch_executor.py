@@ -17,6 +17,7 @@ from penstock.serve.model import (
     StepInput,
     StepItem,
     TensorParallel,
+    TokenTree,
     load_slice,
 )
 from penstock.serve.pool import WorkerSpec
@@ -42,7 +43,7 @@ class TorchExecutor:
         self._piece_pages = spec.piece_tokens // spec.page_size
         self._pages: dict[int, SequencePages] = {}
         self._pieces: dict[int, np.ndarray] = {}
-        self._drawing = Drawing()
+        self.drawing = Drawing()
         cache = model.cache.layout
         self.layout = (
             f"{cache.page_size} tokens x {cache.kv_heads} heads x {cache.head_dim} of "
@@ -79,9 +80,9 @@ class TorchExecutor:
     def apply(self, command: Command) -> None:
         if isinstance(command, Begin):
             if self.model.holds_head:
-                self._drawing.begin(command.seq, command.sampling)
+                self.drawing.begin(command.seq, command.sampling)
         elif isinstance(command, Free):
-            self._drawing.free(command.seq)
+            self.drawing.free(command.seq)
             pages = self._pages.pop(command.seq, None)
             if pages is not None:
                 pages.release()
@@ -141,14 +142,14 @@ class TorchExecutor:
 
     def forward(self, jobs: Sequence[Job], hidden: torch.Tensor | None) -> torch.Tensor:
         """Run ``jobs`` and return hidden states ``[tokens, hidden_size]``, in order."""
-        items = [self._item(job) for job in jobs]
+        items = [self.item(job, len(job.tokens)) for job in jobs]
         tokens = None
         if any(job.start_layer == 0 for job in jobs):
             tokens = torch.tensor([token for job in jobs for token in job.tokens])
         return self.model.forward(StepInput(items, tokens=tokens, hidden=hidden))
 
-    def _item(self, job: Job) -> StepItem:
-        rows = len(job.tokens)
+    def item(self, job: Job, rows: int, tree: TokenTree | None = None) -> StepItem:
+        """``rows`` new tokens of the sequence of ``job``, with pages for them."""
         pages = self._pages.get(job.seq)
         if pages is None:
             pages = self._new_pages(job.seq, job.start_layer, job.end_layer)
@@ -156,7 +157,11 @@ class TorchExecutor:
             pages.reserve(job.context + rows)
         except OutOfPages as error:
             raise WorkerFault(str(error)) from error
-        return StepItem(rows, job.context, pages.table, job.start_layer, job.end_layer)
+        return StepItem(rows, job.context, pages.table, job.start_layer, job.end_layer, tree)
+
+    def sequence(self, seq: int) -> SequencePages:
+        """The pages of a sequence that has run."""
+        return self._pages[seq]
 
     def logits(self, jobs: Sequence[Job], hidden: torch.Tensor) -> torch.Tensor | None:
         """Logits ``[n, vocab]`` of the jobs that draw; None where none does."""
@@ -175,7 +180,7 @@ class TorchExecutor:
         logits = self.logits(jobs, hidden)
         drawn: tuple[Drawn, ...] = ()
         if logits is not None:
-            drawn = self._drawing.draw([job.seq for job in jobs if self._draws(job)], logits)
+            drawn = self.drawing.draw([job.seq for job in jobs if self._draws(job)], logits)
         leaves = any(job.end_layer < self._spec.num_layers for job in jobs)
         buffer = _to_bytes(hidden) if leaves else None
         return Outcome(buffer, drawn, perf_counter() - started_s)

@@ -1,0 +1,172 @@
+"""From a plan to a server: workers, runtime, gateway; and the orderly end of all three."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from penstock.errors import InputError, SpecError
+from penstock.plan.plan import Plan
+from penstock.serve.coordinator.options import ServeOptions
+from penstock.serve.coordinator.runtime import Runtime
+from penstock.serve.gateway import GatewayServer, GatewaySettings, make_app
+from penstock.serve.pool import WorkerPool
+from penstock.serve.protocol import ModelCard
+from penstock.spec.workload import SLOClass
+
+WorkersName = Literal["ray", "processes", "inline"]
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchSettings:
+    """How a plan is brought up. ``drain_s``: what requests may take to finish at the end."""
+
+    workers: WorkersName = "ray"
+    ray_address: str | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+    served_model_name: str = ""
+    max_model_len: int | None = None
+    drain_s: float = 30.0
+    options: ServeOptions = field(default_factory=ServeOptions)
+    gateway: GatewaySettings = field(default_factory=GatewaySettings)
+    classes: tuple[SLOClass, ...] = ()
+    record: Path | None = None
+
+
+def make_pool(settings: LaunchSettings) -> WorkerPool:
+    """The pool that ``settings`` name. Modules are imported only where they are used."""
+    if settings.workers == "inline":
+        from penstock.serve.inline import InlinePool  # noqa: PLC0415
+
+        return InlinePool()
+    if settings.workers == "processes":
+        from penstock.serve.processes import ProcessPool  # noqa: PLC0415
+
+        return ProcessPool()
+    from penstock.serve.ray_pool import RayPool  # noqa: PLC0415
+
+    return RayPool(settings.ray_address)
+
+
+def model_card(plan: Plan, settings: LaunchSettings) -> ModelCard:
+    """What is served, and up to which length."""
+    longest = plan.model.max_position_embeddings
+    length = settings.max_model_len or longest
+    if length > longest:
+        raise SpecError(
+            f"the model knows {longest} positions only",
+            key="--max-model-len",
+            value=length,
+            fix=f"use at most {longest}",
+        )
+    name = settings.served_model_name or Path(plan.checkpoint).name or plan.model.name
+    return ModelCard(name, length, plan.model.vocab_size, plan.checkpoint)
+
+
+@asynccontextmanager
+async def runtime_of(plan: Plan, settings: LaunchSettings) -> AsyncIterator[Runtime]:
+    """Yield the runtime of ``plan`` with its workers up; end them all afterwards.
+
+    Raises ``InputError`` for what cannot be loaded, before anything is left behind.
+    """
+    eos: tuple[int, ...] = ()
+    if settings.options.executor == "torch":
+        from penstock.serve.model import read_checkpoint  # noqa: PLC0415 - imports torch
+
+        eos = read_checkpoint(plan.checkpoint).eos_token_ids
+    pool = make_pool(settings)
+    options = replace(settings.options, record=settings.record is not None)
+    runtime = Runtime(
+        plan, pool, model_card(plan, settings), options, eos=eos, classes=settings.classes
+    )
+    try:
+        await runtime.start()
+        yield runtime
+    finally:
+        await runtime.close()
+
+
+async def serve(
+    plan: Plan, settings: LaunchSettings, ready: Callable[[str], None] = lambda _url: None
+) -> None:
+    """Serve until SIGINT or SIGTERM, then drain and end everything. ``ready`` gets the URL."""
+    listener = _listen(settings.host, settings.port)
+    stopping, up = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopping.set)
+
+    def is_up(url: str) -> None:
+        up.set()
+        ready(url)
+
+    serving = asyncio.ensure_future(_serve(plan, settings, listener, stopping, is_up))
+    watching = asyncio.ensure_future(stopping.wait())
+    await asyncio.wait({serving, watching}, return_when=asyncio.FIRST_COMPLETED)
+    watching.cancel()
+    if not serving.done() and not up.is_set():
+        # Still loading: there is nothing to drain.
+        serving.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await serving
+
+
+async def _serve(
+    plan: Plan,
+    settings: LaunchSettings,
+    listener: socket.socket,
+    stopping: asyncio.Event,
+    up: Callable[[str], None],
+) -> None:
+    with listener:
+        async with runtime_of(plan, settings) as runtime:
+            app = make_app(runtime, settings.gateway)
+            server = GatewayServer(
+                app, host=settings.host, port=settings.port, drain_s=int(settings.drain_s)
+            )
+            # Signals are ours: the workers outlive the last answer.
+            serving = asyncio.ensure_future(server.serve_unsignalled([listener]))
+            host, port = listener.getsockname()[:2]
+            while not server.started and not serving.done():
+                await asyncio.sleep(0.01)
+            up(f"http://{host}:{port}")
+            stopped = asyncio.ensure_future(stopping.wait())
+            await asyncio.wait({stopped, serving}, return_when=asyncio.FIRST_COMPLETED)
+            server.should_exit = True
+            await serving
+            stopped.cancel()
+            await runtime.drain(settings.drain_s)
+            if settings.record is not None:
+                write_record(runtime, settings.record)
+
+
+def write_record(runtime: Runtime, folder: Path) -> None:
+    """Write what was served as a run, in the schema that ``simulate`` writes."""
+    from penstock.measure.store import write_run  # noqa: PLC0415
+
+    write_run(runtime.run("measured", {}), folder)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises ``InputError`` where the port is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        raise InputError(
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another --port"
+        ) from error
+    listener.setblocking(False)
+    return listener
