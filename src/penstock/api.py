@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from penstock.spec.workload import SLO, Workload
 
 DEFAULT_WORKLOAD = "azure-conv-offline"
+DEFAULT_ENGINE_WORKLOAD = "azure-conv-online"
+ENGINE_PLANNERS = ("goodput", "distserve-high", "distserve-low", "vidur-search")
 MAX_PROCESSES = 8
 
 
@@ -65,11 +67,12 @@ def plan(
     workload: Workload | str | Path | None = None,
     *,
     planner: str = "penstock",
-    objective: str = "throughput",
+    objective: str | None = None,
     profiles: str | Path | None = None,
     prune: int | None = None,
     partial_inference: bool = True,
     rate: float | None = None,
+    attainment: float = 0.9,
     time_limit_s: float | None = None,
     processes: int | None = None,
     seed: int = 0,
@@ -77,8 +80,12 @@ def plan(
 ) -> Plan:
     """Place ``model`` on ``cluster`` with ``planner`` for ``objective``.
 
-    For ``throughput`` and ``goodput`` the plan's value is what the simulator measured under
-    ``workload`` (default: a saturating conversation workload); for ``maxflow`` it is the max flow.
+    For ``throughput`` (the default) and ``goodput`` the plan's value is what the simulator
+    measured under ``workload`` (default: a saturating conversation workload); for ``maxflow`` it
+    is the max flow. The planners ``goodput``, ``distserve-high``, ``distserve-low`` and
+    ``vidur-search`` give plans of whole engines for the highest rate at which a share
+    ``attainment`` of the requests meets the limits of its class (default workload: arrivals of
+    the same conversations); ``rate`` is then what ``distserve-high`` replicates for.
 
     Raises ``SpecError`` for what cannot be read and ``Infeasible`` when the model cannot fit.
     """
@@ -87,16 +94,28 @@ def plan(
     from penstock.policy.baseline import has_relative_limits, with_absolute_limits
     from penstock.sim.options import SimulationOptions
 
-    goal = _one_of(objective, get_args(Objective), "--objective")
+    goal = _one_of(objective or "throughput", get_args(Objective), "--objective")
+    if planner in ENGINE_PLANNERS:
+        if objective not in (None, "goodput"):
+            raise SpecError(
+                f"planner {planner} plans for goodput", key="--objective", value=objective
+            )
+        if profiles is not None:
+            raise SpecError("has times of layers, not of whole engines", key="--profiles")
+        return _plan_engines(
+            cluster,
+            model,
+            workload,
+            planner=planner,
+            rate=rate,
+            attainment=attainment,
+            seed=seed,
+            progress=progress,
+        )
     method = planner_named(planner)
     traffic = load_traffic(workload or DEFAULT_WORKLOAD, rate=rate)
-    if goal == "goodput" and not any(_has_limit(c.slo) for c in traffic.classes):
-        raise SpecError(
-            "goodput needs limits, and no class of this workload has any",
-            source=traffic.source or traffic.name,
-            key="classes",
-            fix="add classes with slo: {ttft: ..., tpot: ...}, or use --objective throughput",
-        )
+    if goal == "goodput":
+        _require_limits(traffic)
     if goal == "goodput" and has_relative_limits(traffic.classes):
         raise SpecError(
             "a multiple of the baseline is known only once there is a plan",
@@ -121,6 +140,52 @@ def plan(
             return found
         score = evaluate([found])[0]
         return replace(found, objective=goal, value=score.value, bound=None)
+
+
+def _plan_engines(
+    cluster: Cluster | str | Path,
+    model: ModelSpec | str | Path,
+    workload: Workload | str | Path | None,
+    *,
+    planner: str,
+    rate: float | None,
+    attainment: float,
+    seed: int,
+    progress: ProgressCallback,
+) -> Plan:
+    from penstock.cost.step_roofline import StepRoofline
+    from penstock.plan.goodput.named import plan_engines
+    from penstock.plan.goodput.planner import Task
+    from penstock.sim.plan_probes import SimulatedPlans
+    from penstock.spec.load import load_cluster, load_model
+    from penstock.spec.workloads import mean_lengths
+
+    fleet = load_cluster(cluster) if isinstance(cluster, (str, Path)) else cluster
+    shape = load_model(model) if isinstance(model, (str, Path)) else model
+    traffic = load_traffic(workload or DEFAULT_ENGINE_WORKLOAD)
+    if not 0 < attainment < 1:
+        raise SpecError("must lie between 0 and 1", key="--attainment", value=attainment)
+    max_queue_s = None
+    if planner == "vidur-search":
+        # MLSys 2024: the 99th percentile of the scheduling delay is under 5 s.
+        attainment, max_queue_s = 0.99, 5.0
+        traffic = replace(traffic, classes=())
+    else:
+        _require_limits(traffic)
+    cost = StepRoofline(shape)
+    prompt, output = mean_lengths(traffic)
+    task = Task(
+        fleet,
+        cost,
+        prompt,
+        output,
+        SimulatedPlans(cost, traffic, max_queue_s, seed),
+        attainment=attainment,
+        planner=planner,
+        seed=seed,
+        progress=progress,
+    )
+    return plan_engines(task, rate)
 
 
 def simulate(
@@ -342,6 +407,16 @@ def load_traffic(
     if warmup_s is not None:
         traffic = replace(traffic, warmup_s=warmup_s)
     return traffic
+
+
+def _require_limits(traffic: Workload) -> None:
+    if not any(_has_limit(entry.slo) for entry in traffic.classes):
+        raise SpecError(
+            "goodput needs limits, and no class of this workload has any",
+            source=traffic.source or traffic.name,
+            key="classes",
+            fix="add classes with slo: {ttft: ..., tpot: ...}, or use --objective throughput",
+        )
 
 
 def _has_limit(slo: SLO) -> bool:

@@ -31,10 +31,11 @@ def plan(
         "penstock",
         "--planner",
         "-p",
-        help="penstock, helix-milp, swarm, petals, homogeneous, separate or separate+.",
+        help="penstock, helix-milp, swarm, petals, homogeneous, separate or separate+; whole "
+        "engines: goodput, distserve-high, distserve-low or vidur-search.",
     ),
-    objective: str = typer.Option(
-        "throughput", "--objective", help="maxflow, throughput or goodput."
+    objective: str | None = typer.Option(
+        None, "--objective", help="maxflow, throughput (default) or goodput."
     ),
     profiles: Path | None = typer.Option(
         None, "--profiles", help="Folder of measured per-layer tables; default: fitted roofline."
@@ -49,6 +50,9 @@ def plan(
     ),
     rate: float | None = typer.Option(
         None, "--rate", "--request-rate", help="Requests per second; replaces the workload's."
+    ),
+    attainment: float = typer.Option(
+        0.9, "--attainment", help="Whole engines: share of requests that must meet their limits."
     ),
     time_limit: float | None = typer.Option(
         None, "--time-limit", help="Stop the search after this many seconds and keep the best."
@@ -82,6 +86,7 @@ def plan(
             prune=prune,
             partial_inference=partial_inference,
             rate=rate,
+            attainment=attainment,
             time_limit_s=time_limit,
             processes=processes,
             seed=seed,
@@ -95,7 +100,8 @@ def plan(
         return
     _print(result, seconds)
     if output is not None:
-        note(f"wrote {output}; next: penstock simulate {output} azure-conv-offline")
+        traffic = api.DEFAULT_ENGINE_WORKLOAD if result.whole_engines else api.DEFAULT_WORKLOAD
+        note(f"wrote {output}; next: penstock simulate {output} {traffic}")
 
 
 def _print(result: Plan, seconds: float) -> None:

@@ -41,3 +41,15 @@ def with_rate(workload: Workload, rate_per_s: float) -> Workload:
         value=rate_per_s,
         fix="use one with poisson, gamma, uniform or bucket arrivals, such as azure-conv-online",
     )
+
+
+def mean_lengths(workload: Workload) -> tuple[float, float]:
+    """(prompt, output) tokens of a mean request of ``workload``."""
+    if workload.lengths is not None:
+        return workload.lengths.mean_prompt_tokens, workload.lengths.mean_output_tokens
+    prompts = outputs = count = 0
+    for request in workload.trace:
+        prompts += request.prompt_tokens
+        outputs += request.output_tokens
+        count += 1
+    return prompts / max(1, count), outputs / max(1, count)
