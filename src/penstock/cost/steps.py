@@ -108,6 +108,15 @@ class StagedStepCostModel(Protocol):
         ...
 
 
+@runtime_checkable
+class HostedCost(Protocol):
+    """A cost model that knows what a request takes outside of steps."""
+
+    def request_s(self, prompt_tokens: int) -> float:
+        """Seconds between client and scheduler, in all: HTTP, tokenising, the first token's way."""
+        ...
+
+
 def stage_timers(cost: StepCostModel, shape: EngineShape) -> tuple[StepTimer, ...]:
     """One timer per pipeline stage of ``shape``, in order; equal stages by default."""
     if isinstance(cost, StagedStepCostModel):

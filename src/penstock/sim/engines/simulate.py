@@ -9,7 +9,8 @@ from __future__ import annotations
 from heapq import heappop, heappush
 from math import inf
 
-from penstock.cost.steps import StepCostModel
+from penstock.cost.step_provenance import cost_header
+from penstock.cost.steps import HostedCost, StepCostModel
 from penstock.errors import InputError
 from penstock.measure.run import Run
 from penstock.plan.planner import Progress
@@ -22,7 +23,7 @@ from penstock.sim.engines.fleet import EngineFleet, EngineSpec
 from penstock.sim.engines.options import EngineOptions
 from penstock.sim.engines.recorder import EngineLog, EngineRecorder
 from penstock.sim.engines.result import Ending, engine_run, fleet_entry
-from penstock.sim.engines.source import Feed, open_source
+from penstock.sim.engines.source import Feed, FrontEnd, open_source
 from penstock.sim.engines.stages import engine_timers
 from penstock.spec.workload import Request, Workload
 
@@ -39,7 +40,8 @@ def simulate_engines(
 
     Raises ``InputError``/``SpecError`` for settings that contradict each other and ``Infeasible``
     where the weights of the model do not fit an engine. A request that no engine could ever hold
-    is rejected and counted.
+    is rejected and counted. Where the cost model knows what requests take outside of steps, they
+    reach the scheduler so much after their arrival.
     """
     return _Simulation(fleet, workload, cost, options or EngineOptions()).run()
 
@@ -61,8 +63,9 @@ class _Simulation:
         self._recorder = EngineRecorder(tuple(self._classes))
         self._engines = [self._engine(i, spec) for i, spec in enumerate(fleet.engines)]
         self._active = self._engines
-        self._source = open_source(workload, options.seed, self._kv_use)
-        self._feeds = isinstance(self._source, Feed)
+        source = open_source(workload, options.seed, self._kv_use)
+        self._feeds = isinstance(source, Feed)
+        self._source = FrontEnd(source, cost.request_s) if isinstance(cost, HostedCost) else source
         self._heap: list[tuple[float, int, int]] = []
         self._stamp = [0] * len(self._engines)
         self._number = 0
@@ -114,7 +117,7 @@ class _Simulation:
             if arrival_s <= event_s + NANOSECOND:
                 if arrival_s == inf or arrival_s > end_s:
                     break
-                self._arrive(source.take())
+                self._arrive(source.take(), arrival_s)
             elif event_s > end_s:
                 break
             else:
@@ -143,11 +146,13 @@ class _Simulation:
     def _end_s(self) -> float:
         if self._options.until_s is not None:
             return self._options.until_s
-        return self._workload.duration_s if isinstance(self._source, Feed) else inf
+        return self._workload.duration_s if self._feeds else inf
 
-    def _arrive(self, request: Request) -> None:
-        now = self._now = request.arrival_s
-        row = self._recorder.arrive(request, now)
+    def _arrive(self, request: Request | None, now: float) -> None:
+        if request is None:
+            return
+        self._now = now
+        row = self._recorder.arrive(request, request.arrival_s)
         seq = new_sequence(row, request, self._classes)
         admission = self._options.admission
         if admission is not admit_all and not admission(seq, self._active):
@@ -204,6 +209,7 @@ class _Simulation:
             "schedulers": sorted({spec.scheduler.name for spec in fleet.engines}),
             "model": self._cost.model.name,
             "fleet": fleet_entry(fleet.engines),
+            **cost_header(self._cost, [spec.shape for spec in fleet.engines]),
         }
         ending = Ending(self._now, end_s, self._options.seed, self._events, header)
         name = f"{fleet.router}-{self._workload.name}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from heapq import heappop, heappush
 from math import inf
@@ -94,6 +95,45 @@ class Feed:
     def _launch(self, at: float) -> None:
         if at < self._end_s:
             heappush(self._launches, at)
+
+
+class FrontEnd:
+    """Requests on their way to the engines through HTTP and tokeniser, first come first served.
+
+    ``delay_s`` (of prompt tokens) passes between sending and the scheduler. ``take`` gives None
+    where a request has only just been sent.
+    """
+
+    def __init__(self, source: Source, delay_s: Callable[[int], float]) -> None:
+        self._source = source
+        self._delay_s = delay_s
+        self._ready: deque[tuple[float, Request]] = deque()
+        self._last_s = 0.0
+        self.next_s = source.next_s
+
+    def take(self) -> Request | None:
+        request: Request | None = None
+        if self._ready and self._ready[0][0] <= self._source.next_s:
+            request = self._ready.popleft()[1]
+        else:
+            sent = self._source.take()
+            ready_s = sent.arrival_s + self._delay_s(sent.prompt_tokens)
+            self._last_s = max(self._last_s, ready_s)
+            self._ready.append((self._last_s, sent))
+        self._look()
+        return request
+
+    def prompt_completed(self, now: float, waiting: int) -> None:
+        self._source.prompt_completed(now, waiting)
+        self._look()
+
+    def ended(self, now: float, waiting: int) -> None:
+        self._source.ended(now, waiting)
+        self._look()
+
+    def _look(self) -> None:
+        ready_s = self._ready[0][0] if self._ready else inf
+        self.next_s = min(ready_s, self._source.next_s)
 
 
 def open_source(workload: Workload, seed: int, kv_use: Callable[[], float]) -> Source:
