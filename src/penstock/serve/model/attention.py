@@ -67,7 +67,7 @@ class AttentionPlan:
         for item in items:
             views.append(view_item(item, row, (start, end), window, page_size))
             row += item.rows
-        groups = group_views(views)
+        groups = group_views(views, cache.layout.page_bytes // page_size)
         self._calls = [self._call(group, window) for group in groups]
         order = np.concatenate(
             [np.arange(view.row, view.row + view.rows) for group in groups for view in group]

@@ -10,10 +10,10 @@ import numpy as np
 from penstock.serve.model.segments import item_positions
 from penstock.serve.model.step import Ints, Mask, Pages, StepItem
 
-_WASTE = 0.05
-"""Scores a shared call may compute for padding, as a share of those it must ..."""
-_FREE_KEYS = 32
-"""... plus this many keys for each of its rows, which cost less than another call."""
+_WASTE = 0.1
+"""Padding a shared call may add, as a share of the scores it must compute ..."""
+_CALL_BYTES = 256 * 1024
+"""... plus the keys and values of so many bytes: to read them takes as long as another call."""
 _SMALL_ROWS = 64
 """Chunks and trees of at most so many rows may share a call."""
 
@@ -64,32 +64,34 @@ def view_item(
     )
 
 
-def group_views(views: Sequence[View]) -> list[list[View]]:
-    """Cut ``views`` into groups that each become one call, padded to their largest member."""
+def group_views(views: Sequence[View], entry_bytes: int) -> list[list[View]]:
+    """Cut ``views`` into groups that each become one call, padded to their largest member.
+
+    ``entry_bytes`` is the size of one token's keys and values in one layer.
+    """
+    free = _CALL_BYTES // entry_bytes
     decodes = [view for view in views if view.rows == 1]
     if len(decodes) == len(views):
-        return list(_pack(decodes))
+        return list(_pack(decodes, free))
     fresh = [view for view in views if view.fresh]
     rest = [view for view in views if view.rows > 1 and not view.fresh]
     small = [view for view in rest if view.rows <= _SMALL_ROWS]
     large = [[view] for view in rest if view.rows > _SMALL_ROWS]
-    return [*_pack(decodes), *_pack(fresh), *_pack(small), *large]
+    return [*_pack(decodes, free), *_pack(fresh, free), *_pack(small, free), *large]
 
 
-def _pack(views: Sequence[View]) -> Iterable[list[View]]:
-    """Greedily join views of similar size, the longest first."""
+def _pack(views: Sequence[View], free: int) -> Iterable[list[View]]:
+    """Greedily join views of similar size, the longest first; ``free`` scores may be padding."""
     group: list[View] = []
-    needed = rows = widest = 0
+    needed = widest = 0
     for view in sorted(views, key=lambda view: -view.keys):
         if group:
             padded = (len(group) + 1) * max(widest, view.rows) * group[0].keys
-            allowed = (1 + _WASTE) * (needed + view.rows * view.keys)
-            if padded > allowed + _FREE_KEYS * (rows + view.rows):
+            if padded > (1 + _WASTE) * (needed + view.rows * view.keys) + free:
                 yield sorted(group, key=lambda view: view.row)
-                group, needed, rows, widest = [], 0, 0, 0
+                group, needed, widest = [], 0, 0
         group.append(view)
         needed += view.rows * view.keys
-        rows += view.rows
         widest = max(widest, view.rows)
     if group:
         yield sorted(group, key=lambda view: view.row)
