@@ -78,6 +78,7 @@ class Worker:
         while inbox and not self.stopped:
             message, buffer = inbox.popleft()
             if isinstance(message, Step):
+                self._transfers.forget(c.seq for c in message.commands if isinstance(c, Free))
                 running = self._duty.take(message, buffer)
                 if running is not None:
                     return running

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,9 +13,7 @@ from penstock.serve.pool import WorkerSpec
 from penstock.serve.wire import COORDINATOR, Begin, Command, Hop, Item, NodeBatch, Step, StepDone
 from penstock.serve.worker.core import Running
 from penstock.serve.worker.executor import Buffer, Executor, Job, Outcome, Send, Work, WorkerFault
-
-REMEMBERED = 65_536
-"""Released sequences whose late iterations are recognised."""
+from penstock.serve.worker.recent import Recent
 
 
 @dataclass(slots=True, eq=False)
@@ -54,7 +51,7 @@ class NodePaths:
             spec.start_layer, spec.end_layer, entries, spec.limits
         )
         self._waiting: dict[int, list[Waiting]] = {}
-        self._released: OrderedDict[int, None] = OrderedDict()
+        self._released = Recent()
         self._arrived_tokens = 0
         self._batches = 0
 
@@ -100,9 +97,7 @@ class NodePaths:
         for seq in seqs:
             for waiting in self._waiting.pop(seq, ()):
                 self._batcher.discard(waiting)
-            self._released[seq] = None
-        while len(self._released) > REMEMBERED:
-            self._released.popitem(last=False)
+        self._released.add(seqs)
 
     def next(self) -> Running | None:
         batch = self._batcher.next_batch()

@@ -74,8 +74,7 @@ class SpeculativeExecutor:
         tokens = spec.num_pages // spec.num_layers
         model = _load_draft(settings.draft_model, spec, tokens)
         draft = DraftModel(model, target.model.config.shape.vocab_size)
-        latency = StepLatency(_fastest_s(model, 1), measure(target.model))
-        return cls(target, draft, make_speculator(settings, latency))
+        return cls(target, draft, make_speculator(settings, measure(target.model, model)))
 
     # -- what a target does alone -------------------------------------------------------------
 
@@ -277,11 +276,12 @@ def _load_draft(folder: str, spec: WorkerSpec, pages_per_layer: int) -> LayerSli
     )
 
 
-def measure(model: LayerSlice) -> LatencyTable:
-    """Seconds of a step by its tokens, the fastest of some; never falling."""
-    seconds = [_fastest_s(model, tokens) for tokens in _MEASURED_TOKENS]
+def measure(target: LayerSlice, draft: LayerSlice) -> StepLatency:
+    """Seconds of a draft pass and of target steps by tokens: the fastest of some, never falling."""
+    seconds = [_fastest_s(target, tokens) for tokens in _MEASURED_TOKENS]
     rising: list[float] = np.maximum.accumulate(seconds).tolist()
-    return LatencyTable(tuple(float(n) for n in _MEASURED_TOKENS), tuple(rising))
+    table = LatencyTable(tuple(float(n) for n in _MEASURED_TOKENS), tuple(rising))
+    return StepLatency(_fastest_s(draft, 1), table)
 
 
 def _fastest_s(model: LayerSlice, tokens: int) -> float:

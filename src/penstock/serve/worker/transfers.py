@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from zlib import crc32
 
 from penstock.serve.pool import WorkerSpec
 from penstock.serve.wire import COORDINATOR, Free, KVLayer, KVReceived, PushKV
 from penstock.serve.worker.executor import Buffer, Executor, Send, TransferRefused
+from penstock.serve.worker.recent import Recent
 
 
 class Transfers:
-    """What leaves and what arrives. A transfer that fails leaves no pages behind."""
+    """What leaves and what arrives. A transfer that fails leaves no pages behind.
+
+    A sequence that was freed here is not pushed here again: what comes for it comes late, from a
+    sender that had not heard yet.
+    """
 
     def __init__(self, spec: WorkerSpec, executor: Executor, send: Send) -> None:
         self._spec = spec
@@ -18,6 +24,11 @@ class Transfers:
         self._send = send
         self._missing: dict[int, int] = {}
         self._refused: dict[int, int] = {}
+        self._freed = Recent()
+
+    def forget(self, seqs: Iterable[int]) -> None:
+        """Drop what still comes for ``seqs``."""
+        self._freed.add(seqs)
 
     def push(self, message: PushKV) -> None:
         """Send each layer as soon as it is copied, so that the receiver writes meanwhile."""
@@ -38,6 +49,10 @@ class Transfers:
     def receive(self, message: KVLayer, content: Buffer) -> None:
         layers = self._spec.end_layer - self._spec.start_layer
         number = message.transfer
+        if message.seq in self._freed:
+            self._missing.pop(number, None)
+            self._refused.pop(number, None)
+            return
         if number in self._refused:
             self._count_refused(number)
             return

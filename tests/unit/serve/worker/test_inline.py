@@ -248,6 +248,27 @@ def test_kv_goes_to_engines_that_cut_the_layers_otherwise() -> None:
     assert used == [(3, 0), (6, 0), (3, 0), (0, 0), (0, 0), (0, 0)]
 
 
+def test_kv_that_comes_after_its_sequence_was_freed_takes_no_memory() -> None:
+    """A sender that goes on after the transfer was given up leaves nothing behind."""
+    specs = stage("a", 0, 2), stage("b", 2, 4), stage("x", 0, 4)
+
+    async def main() -> tuple[Any, Any, Any]:
+        pool = InlinePool(strict=True)
+        listener = Listener(pool)
+        for spec in specs:
+            await pool.start(spec)
+        await decode_over_stages(pool, listener, hops(*specs[:2]), 1, (1,) * 9, 1)
+        pool.send("a", PushKV(5, 1, 1, 9, (Hop("x", 0, 2),)))
+        await asyncio.sleep(1.0)
+        before = await listener.pages(pool, "x")
+        pool.send("x", Step(0, (), (Free(1),), hops(specs[2])))
+        pool.send("b", PushKV(5, 1, 1, 9, (Hop("x", 2, 4),)))
+        await asyncio.sleep(1.0)
+        return before, await listener.pages(pool, "x"), listener.of(KVReceived)
+
+    assert run(main) == ([(12, 0)], [(0, 0)], [])
+
+
 def test_a_killed_worker_is_reported_once_and_can_start_anew() -> None:
     """What it held is lost, and messages to it are dropped meanwhile."""
 

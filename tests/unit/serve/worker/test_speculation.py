@@ -14,13 +14,17 @@ from worker_factory import GREEDY, Listener, hops, real
 
 from penstock.errors import InputError
 from penstock.plan.settings import SpeculationMethod, SpeculationSettings
+from penstock.policy.speculation.latency import LatencyTable, StepLatency
 from penstock.serve.inline import InlinePool
+from penstock.serve.model import load_slice
 from penstock.serve.pool import WorkerSpec
 from penstock.serve.wire import Begin, Command, Decoding, Free, Item, Sampling, Step
+from penstock.serve.worker import speculative_executor
 from penstock.serve.worker.build import build_executor
 
 PROMPTS = [tuple((13 * seq + 5 * i) % 150 for i in range(4 + 3 * seq)) for seq in range(4)]
 OUTPUT = 14
+REAL_MEASURE = speculative_executor.measure
 HOT = msgspec.structs.replace(
     GREEDY, temperature=1.2, top_p=0.9, presence_penalty=0.4, seed=7, logprobs=1
 )
@@ -36,8 +40,15 @@ def blurred(checkpoint: tuple[str, Any], tmp_path_factory: pytest.TempPathFactor
     path = folder / "model.safetensors"
     torch.manual_seed(5)
     weights = files.load_file(path)
-    files.save_file({k: w + 0.03 * torch.randn_like(w) for k, w in weights.items()}, path)
+    files.save_file({k: w + 0.012 * torch.randn_like(w) for k, w in weights.items()}, path)
     return str(folder)
+
+
+@pytest.fixture(autouse=True)
+def cheap_draft(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is drafted must not depend on how busy this machine is."""
+    latency = StepLatency(0.001, LatencyTable((1.0, 64.0, 128.0), (0.02, 0.022, 0.04)))
+    monkeypatch.setattr(speculative_executor, "measure", lambda _target, _draft: latency)
 
 
 def view(seqs: list[int], made: dict[int, int]) -> Decoding:
@@ -169,3 +180,12 @@ async def test_what_cannot_speculate_is_refused(
     spec = replace(real(checkpoint, "w", 0, 4, speculation=settings), **changes)
     with pytest.raises(InputError, match=says):
         build_executor(spec)
+
+
+def test_both_models_are_measured(checkpoint: tuple[str, Any]) -> None:
+    """Every figure is positive, and more tokens never take less; no page is left taken."""
+    model = load_slice(checkpoint[0], num_pages=600)
+    latency = REAL_MEASURE(model, model)
+    assert latency.draft_pass_s > 0
+    assert latency.verify.seconds[0] > 0
+    assert model.pool.free == 600
