@@ -111,9 +111,22 @@ class NodeUse:
     mean_prompt_residence_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class TimeBand:
+    """How far predicted times may be off: 80 % of measured ones lie between ``low`` and ``high``
+    times the prediction. ``extrapolated`` names accelerators beyond the measurements."""
+
+    low: float
+    high: float
+    extrapolated: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class Summary:
-    """All metrics of one run. ``totals`` counts requests by status over the whole run."""
+    """All metrics of one run. ``totals`` counts requests by status over the whole run.
+
+    ``band`` is that of the cost model; None where it has none, and for measured runs.
+    """
 
     name: str
     kind: str
@@ -128,6 +141,7 @@ class Summary:
     price_per_hour: float | None
     cost_per_million_output_tokens: float | None
     mean_utilisation: float | None
+    band: TimeBand | None = None
 
     @property
     def window_length_s(self) -> float:
@@ -188,7 +202,19 @@ def summarise(
             per_hour / 3600.0 / rate * 1e6 if per_hour is not None and rate > 0 else None
         ),
         mean_utilisation=float(np.mean(utilisation)) if utilisation else None,
+        band=_band(run.header.get("band")),
     )
+
+
+def _band(entry: object) -> TimeBand | None:
+    """The band of a run's header; None where it is absent or not understood."""
+    if not isinstance(entry, Mapping):
+        return None
+    low, high, beyond = (entry.get(key) for key in ("low", "high", "extrapolated"))
+    if not (isinstance(low, int | float) and isinstance(high, int | float)):
+        return None
+    names = beyond if isinstance(beyond, list | tuple) else ()
+    return TimeBand(float(low), float(high), tuple(str(name) for name in names))
 
 
 def summary_to_dict(summary: Summary) -> dict[str, object]:
@@ -203,6 +229,13 @@ def summary_to_dict(summary: Summary) -> dict[str, object]:
         "price_per_hour": _number(summary.price_per_hour),
         "cost_per_million_output_tokens": _number(summary.cost_per_million_output_tokens),
         "mean_utilisation": _number(summary.mean_utilisation),
+        "band": None
+        if summary.band is None
+        else {
+            "low": summary.band.low,
+            "high": summary.band.high,
+            "extrapolated": list(summary.band.extrapolated),
+        },
         "requests_by_status": dict(summary.totals),
         "overall": _group_to_dict(summary.overall),
         "classes": {group.name: _group_to_dict(group) for group in summary.classes},

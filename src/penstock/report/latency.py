@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from penstock.measure.compare import Comparison
-from penstock.measure.metrics import Distribution, Group, RankPercentiles
+from penstock.measure.metrics import Distribution, Group, RankPercentiles, TimeBand
 from penstock.measure.run import Run
 from penstock.measure.samples import all_gaps, collect, pooled_gaps
 from penstock.report.blocks import Cell, Table, TableRow
 from penstock.report.charts import SERIES_STYLES, Series, cdf_chart
 from penstock.report.numbers import figure, row_figures
+from penstock.report.provenance import BANDED
 
 CHART_SAMPLES = 20_001
 """Quantiles that stand for a larger sample in a chart."""
@@ -104,9 +106,11 @@ _LATENCIES = (
 
 def _latency_tables(comparison: Comparison, published: bool) -> tuple[Table, ...]:
     groups: list[tuple[str, Group]] = []
+    bands: list[TimeBand | None] = []
     for name, summary in zip(comparison.names, comparison.summaries, strict=True):
         groups.append((name, summary.overall))
         groups += [(f"{name} · {group.name}", group) for group in summary.classes]
+        bands += [summary.band] * (1 + len(summary.classes))
     tables = []
     columns: tuple[str, ...] = ("mean", "p25", "p50", "p75", "p90", "p95", "p99", "p99.9")
     for title, attribute in _LATENCIES:
@@ -114,8 +118,12 @@ def _latency_tables(comparison: Comparison, published: bool) -> tuple[Table, ...
         rows: list[tuple[float, ...]] = [
             (d.mean, d.p25, d.p50, d.p75, d.p90, d.p95, d.p99, d.p999) for d in spreads
         ]
+        heads = columns
+        if attribute in BANDED and any(band is not None for band in bands):
+            heads = (*columns, "p50 band from", "to")
+            rows = [(*row, *_ends(row[2], band)) for row, band in zip(rows, bands, strict=True)]
         if any(d.count and d.maximum > 0 for d in spreads):
-            tables.append(_seconds_table(title, columns, [name for name, _ in groups], rows))
+            tables.append(_seconds_table(title, heads, [name for name, _ in groups], rows))
     if published:
         columns = ("mean", "p5", "p25", "p50", "p75", "p95")
         for title, attribute in (
@@ -126,6 +134,13 @@ def _latency_tables(comparison: Comparison, published: bool) -> tuple[Table, ...
             rows = [(d.mean, d.p5, d.p25, d.p50, d.p75, d.p95) for d in ranks]
             tables.append(_seconds_table(title, columns, [name for name, _ in groups], rows))
     return tuple(tables)
+
+
+def _ends(median_s: float, band: TimeBand | None) -> tuple[float, float]:
+    """Where 80 % of measured medians would lie; NaN without a band."""
+    if band is None:
+        return math.nan, math.nan
+    return band.low * median_s, band.high * median_s
 
 
 def _seconds_table(

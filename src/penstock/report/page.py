@@ -18,7 +18,7 @@ from penstock.report.latency import LatencySection, class_table, latency_section
 from penstock.report.nodes import NodeSection, node_section
 from penstock.report.numbers import change, figure, row_figures
 from penstock.report.plans import PlanSection, plan_section
-from penstock.report.provenance import Fact, cost_facts, planner_of, run_facts
+from penstock.report.provenance import Fact, cost_facts, planner_of, run_facts, run_sources
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def build_page(
             (name, run_facts(run)) for name, run in zip(_names(comparison), runs, strict=True)
         ),
         costs=cost_facts(plans, runs),
-        provenance=tuple(provenance),
+        provenance=tuple(dict.fromkeys((*provenance, *run_sources(runs)))),
         definitions=DEFINITIONS,
         version=version,
     )

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast, get_args
 
+from penstock.cost.base import Provenance, Source
+from penstock.measure.metrics import TimeBand
 from penstock.measure.run import Run
 from penstock.plan.plan import Plan
 
@@ -15,6 +18,21 @@ _LONGEST = 160
 class Fact:
     label: str
     text: str
+
+
+BANDED = ("ttft", "tpot")
+"""Latencies whose prediction has a band."""
+
+
+def band_sentence(band: TimeBand) -> str:
+    """What a band says, and where the cost model goes beyond its measurements."""
+    text = (
+        f"band: 80 % of measured times lie between {band.low:.2f} and {band.high:.2f} times the "
+        "prediction"
+    )
+    if band.extrapolated:
+        text += f"; extrapolated to {', '.join(band.extrapolated)}"
+    return text
 
 
 def planner_of(run: Run) -> str | None:
@@ -52,10 +70,28 @@ def cost_facts(
     for user, cost in entries:
         if not isinstance(cost, Mapping) or not cost:
             continue
-        facts = tuple(fact for key, value in cost.items() for fact in _facts(str(key), value))
+        document = cost.get("document", cost)
+        if not isinstance(document, Mapping):
+            continue
+        facts = tuple(fact for key, value in document.items() for fact in _facts(str(key), value))
         key = repr(facts)
         documents.setdefault(key, ([], facts))[0].append(user)
     return tuple((", ".join(users), facts) for users, facts in documents.values())
+
+
+def run_sources(runs: Sequence[Run]) -> tuple[Provenance, ...]:
+    """The sources of the cost models' numbers that runs name in their headers, each once."""
+    found: dict[Provenance, None] = {}
+    for run in runs:
+        cost = run.header.get("cost")
+        entries = cost.get("provenance") if isinstance(cost, Mapping) else None
+        for entry in entries if isinstance(entries, list | tuple) else ():
+            if isinstance(entry, Mapping) and entry.get("kind") in get_args(Source):
+                notes = entry.get("notes")
+                text = {key: str(entry.get(key) or "") for key in ("source", "error", "domain")}
+                known = tuple(map(str, notes)) if isinstance(notes, list | tuple) else ()
+                found[Provenance(cast(Source, entry["kind"]), **text, notes=known)] = None
+    return tuple(found)
 
 
 def _facts(key: str, value: object, depth: int = 0) -> list[Fact]:

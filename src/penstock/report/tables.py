@@ -13,6 +13,7 @@ from penstock.measure.metrics import Distribution, Group, Summary
 from penstock.plan.plan import Plan
 from penstock.report.numbers import change, figure, row_figures
 from penstock.report.placement_drawing import engine_load
+from penstock.report.provenance import BANDED, band_sentence
 
 
 def summary_table(summary: Summary) -> Stack:
@@ -32,6 +33,9 @@ def summary_table(summary: Summary) -> Stack:
     latency.add_column("")
     for column in columns:
         latency.add_column(column, justify="right")
+    band = summary.band
+    if band is not None:
+        latency.add_column("p50 band", justify="right")
     for label, attribute in (
         ("TTFT", "ttft"),
         ("TPOT", "tpot"),
@@ -43,11 +47,17 @@ def summary_table(summary: Summary) -> Stack:
             if spread.count == 0:
                 continue
             shown_values = (spread.mean, spread.p25, spread.p50, spread.p75, spread.p90, spread.p95)
-            unit, texts = row_figures([*shown_values, spread.p99, spread.p999], "s")
+            scale = [*shown_values, spread.p99, spread.p999]
+            unit, texts = row_figures(scale, "s")
+            if band is not None and attribute in BANDED:
+                ends = (band.low * spread.p50, band.high * spread.p50)
+                texts = [*texts, " to ".join(row_figures(ends, "s", scale=scale)[1])]
             who = f" {name}" if len(groups) > 1 else ""
             latency.add_row(f"{label}{who} [dim]{unit}[/dim]", *texts)
     start, end = summary.window_s
     note = Text(f"window {start:,.1f} s to {end:,.1f} s ({summary.window_length_s:,.1f} s)", "dim")
+    if band is not None:
+        note.append("\n" + band_sentence(band))
     return Stack(rates, latency, note) if latency.rows else Stack(rates, note)
 
 
