@@ -24,14 +24,21 @@ STYLES: dict[Verdict, str] = {
 
 def write_rows(rows: Sequence[Row], directory: Path) -> list[Path]:
     """Write ``rows.json`` and ``rows.csv``; the folder is made. Raises ``StorageError``."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{directory}: cannot be made ({error.strerror}); correct -o") from error
+    make_folder(directory)
     texts = {"rows.json": as_json(rows), "rows.csv": as_csv(rows)}
     for name, text in texts.items():
         write_text(directory / name, text)
     return [directory / name for name in texts]
+
+
+def make_folder(directory: Path) -> None:
+    """Make ``directory`` where it is absent. Raises ``InputError``."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{directory}: cannot be made ({error.strerror}); name another folder"
+        ) from error
 
 
 def rows_table(rows: Sequence[Row]) -> Table:

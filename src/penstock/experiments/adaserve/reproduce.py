@@ -3,53 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from penstock.errors import SpecError
 from penstock.experiments.adaserve.cases import FIGURES, Point, read_points
 from penstock.experiments.adaserve.fig1 import SCHEDULERS, fig1_rows
 from penstock.experiments.adaserve.fig1 import SECTION as FIG1
+from penstock.experiments.adaserve.figures import adaserve_plots
 from penstock.experiments.adaserve.ours import our_rows, our_simulations
 from penstock.experiments.adaserve.run import Measured, Simulation, run_simulation
 from penstock.experiments.adaserve.table import claim_rows, order_rows, point_rows, problem_row
 from penstock.experiments.rows import Labels, Row, failed
 from penstock.experiments.runner import Outcome, Task, run_tasks
+from penstock.experiments.system import Request, System, Table, no_match
 from penstock.plan.planner import ProgressCallback, silent
-from penstock.spec.names import did_you_mean
 
 OURS = "ours"
 SECTIONS = (FIG1, *FIGURES, OURS)
 
 Result = Measured | list[Row]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to reproduce. ``only``: words that a case must hold (model, system, load)."""
-
-    sections: tuple[str, ...] = SECTIONS
-    only: str = ""
-    processes: int = 1
-
-
-@dataclass(frozen=True)
-class Table:
-    """The rows, and what Ctrl-C left undone."""
-
-    rows: tuple[Row, ...]
-    unfinished: tuple[str, ...] = ()
-
-
-def check_sections(sections: Sequence[str]) -> tuple[str, ...]:
-    """The sections in their own order; none named = all. Raises ``SpecError``."""
-    for name in sections:
-        if name not in SECTIONS:
-            raise SpecError(
-                "no such section", key="sections", value=name, fix=did_you_mean(name, SECTIONS)
-            )
-    return tuple(name for name in SECTIONS if name in sections or not sections)
 
 
 def reproduce_adaserve(
@@ -60,31 +32,29 @@ def reproduce_adaserve(
     ``adaserve`` is the folder of the published figures. Raises ``SpecError`` where ``only``
     matches nothing.
     """
+    sections = request.sections
+    if request.ours:
+        # --ours alone is the comparison alone.
+        sections = (*(sections if request.named else ()), OURS)
     points = [
         point
         for point in read_points(adaserve)
-        if point.figure in request.sections and _matches(request.only, point.case, point.system)
+        if point.figure in sections and request.wants(f"{point.case} {point.system}")
     ]
     runs = dict.fromkeys(point.simulation for point in points)
-    if OURS in request.sections:
+    if OURS in sections:
         runs |= dict.fromkeys(
-            run
-            for run in our_simulations()
-            if _matches(request.only, f"{OURS} {run.model} {run.trace}", "")
+            run for run in our_simulations() if request.wants(f"{OURS} {run.model} {run.trace}")
         )
     others = [
-        system
-        for system in SCHEDULERS
-        if FIG1 in request.sections and _matches(request.only, FIG1, system)
+        system for system in SCHEDULERS if FIG1 in sections and request.wants(f"{FIG1} {system}")
     ]
     tasks: list[Task[Result]] = [
         Task(_label(run), run.weight, partial(run_simulation, adaserve, run)) for run in runs
     ]
     tasks += [Task(f"{FIG1} {name}", 0.5, partial(fig1_rows, adaserve, name)) for name in others]
     if not tasks:
-        raise SpecError(
-            "matches no experiment", key="--only", value=request.only, fix="use fewer words"
-        )
+        raise no_match(request.only)
     outcomes = run_tasks(tasks, request.processes, progress).results
     rows: list[Row] = []
     for task, outcome in zip(tasks[len(runs) :], outcomes[len(runs) :], strict=True):
@@ -96,7 +66,7 @@ def reproduce_adaserve(
     unfinished = [
         task.label for task, outcome in zip(tasks, outcomes, strict=True) if outcome is None
     ]
-    return Table(tuple(rows), tuple(unfinished))
+    return Table(tuple(rows), tuple(unfinished), tuple(adaserve_plots(rows)))
 
 
 def _rows(
@@ -115,12 +85,10 @@ def _rows(
     return [*rows, *order_rows(good, done), *claim_rows(good, done), *our_rows(done)]
 
 
-def _matches(only: str, case: str, system: str) -> bool:
-    text = f"{case} {system}".lower()
-    return all(word in text for word in only.lower().split())
-
-
 def _label(run: Simulation) -> str:
     trace = run.trace.removesuffix(".csv")
     extra = "" if run.urgent_scale == 1.2 else f" scale {run.urgent_scale:g}"
     return f"{run.system} {run.model} {trace}{extra} seed {run.seed}"
+
+
+ADASERVE_SYSTEM = System("adaserve", SECTIONS, reproduce_adaserve, options=frozenset(("ours",)))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from penstock.cost.distserve_host import DistServeHostCost
 from penstock.cost.linear import DistServeEngine, LinearCoefficients
-from penstock.cost.steps import EngineShape
+from penstock.cost.steps import EngineShape, StepCostModel
 from penstock.measure.run import Run
 from penstock.plan.goodput.distserve import Shape
 from penstock.plan.settings import SchedulerSettings
@@ -64,7 +64,7 @@ def poisson_trace(lengths: Lengths, rate_per_s: float, seed: int = 0) -> tuple[R
     )
 
 
-def compat_fleet(cost: DistServeHostCost, shape: Shape) -> RoleFleet:
+def compat_fleet(cost: StepCostModel, shape: Shape) -> RoleFleet:
     """Instances of ``shape`` under DistServe's rules. Raises ``Infeasible`` without memory."""
     gpu = catalogue().get(GPU)
 
@@ -103,16 +103,18 @@ def run_compat(
     Raises ``SpecError`` where DistServe has no latency model and ``Infeasible`` where it has no
     memory for ``shape``.
     """
-    return _run(DistServeHostCost(load_model(model), engine), shape, requests, watch, keep_tokens)
+    cost = DistServeHostCost(load_model(model), engine)
+    return run_with(cost, shape, requests, watch, keep_tokens)
 
 
-def _run(
-    cost: DistServeHostCost,
+def run_with(
+    cost: StepCostModel,
     shape: Shape,
     requests: Sequence[Request],
-    watch: Watch | None,
-    keep_tokens: bool,
+    watch: Watch | None = None,
+    keep_tokens: bool = False,
 ) -> Outcome:
+    """``run_compat`` with any step times."""
     fleet = compat_fleet(cost, shape)
     workload = Workload("distserve", 0.0, trace=tuple(requests))
     options = EngineOptions(keep_tokens=keep_tokens)
@@ -197,7 +199,7 @@ class Probes:
         limits: tuple[float, float],
     ) -> bool:
         watch = Hopeless(len(self.lengths), *limits)
-        outcome = _run(cost, shape, poisson_trace(self.lengths, rate_per_s), watch, False)
+        outcome = run_with(cost, shape, poisson_trace(self.lengths, rate_per_s), watch)
         if watch.certain:
             return False
         values = (outcome.ttft_s, outcome.tpot_s)

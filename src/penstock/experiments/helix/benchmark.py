@@ -29,10 +29,10 @@ from penstock.experiments.helix.benchmark_rows import (
 from penstock.experiments.helix.cases import TOTAL, Case, Simulation, Traffic, matches, read_cases
 from penstock.experiments.helix.fleet import AVERAGE_OUTPUT_TOKENS, simulated_plan
 from penstock.experiments.helix.flows import read_edge_flows
-from penstock.experiments.helix.reproduce import Request, Table
 from penstock.experiments.helix.run import run_plan
 from penstock.experiments.rows import Labels, Row
 from penstock.experiments.runner import Task, run_tasks
+from penstock.experiments.system import Request, Table
 from penstock.plan.plan import AdmissionName, Plan
 from penstock.plan.planner import Progress, ProgressCallback, silent
 

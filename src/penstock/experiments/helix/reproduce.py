@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import get_args
 
 from penstock.errors import SpecError
+from penstock.experiments.helix.benchmark import benchmark_helix
 from penstock.experiments.helix.cases import Case, Simulation, read_cases
+from penstock.experiments.helix.figures import helix_plots
 from penstock.experiments.helix.flows import Edges, read_edge_flows
 from penstock.experiments.helix.max_flow import SECTION as MAX_FLOW
 from penstock.experiments.helix.max_flow import max_flow_tasks
@@ -19,9 +21,9 @@ from penstock.experiments.helix.search import search_tasks
 from penstock.experiments.helix.table import Problems, case_rows, congestion_rows
 from penstock.experiments.rows import Labels, Row, failed
 from penstock.experiments.runner import Outcome, Task, run_tasks
+from penstock.experiments.system import Request, System, Table, no_match
 from penstock.plan.planner import ProgressCallback, silent
 from penstock.sim.options import Granularity
-from penstock.spec.names import did_you_mean
 
 SECTIONS = ("6.3", "6.4", "6.5", "6.6", "6.7", "6.8", "6.9", MAX_FLOW)
 
@@ -29,34 +31,6 @@ Result = Measured | list[Row]
 
 NODE_SECONDS_PER_CPU_SECOND = 4000.0
 """Simulated seconds times nodes that a CPU second covers, to start the longest runs first."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to reproduce. ``only``: words that the name of a case must hold."""
-
-    sections: tuple[str, ...] = SECTIONS
-    only: str = ""
-    granularity: Granularity = "layerwise"
-    processes: int = 1
-
-
-@dataclass(frozen=True)
-class Table:
-    """The rows, and what Ctrl-C left undone."""
-
-    rows: tuple[Row, ...]
-    unfinished: tuple[str, ...] = ()
-
-
-def check_sections(sections: Sequence[str]) -> tuple[str, ...]:
-    """The sections in their own order; none named = all. Raises ``SpecError``."""
-    for name in sections:
-        if name not in SECTIONS:
-            raise SpecError(
-                "no such section", key="sections", value=name, fix=did_you_mean(name, SECTIONS)
-            )
-    return tuple(name for name in SECTIONS if name in sections or not sections)
 
 
 def check_granularity(name: str) -> Granularity:
@@ -68,6 +42,16 @@ def check_granularity(name: str) -> Granularity:
 
 
 def reproduce_helix(helix: Path, request: Request, progress: ProgressCallback = silent) -> Table:
+    """The published table unless only ``ours`` or ``fair`` was asked for, then those two."""
+    extra = request.ours or request.fair
+    table = published_table(helix, request, progress) if request.named or not extra else Table(())
+    if extra and not table.unfinished:
+        more = benchmark_helix(helix, request, progress, ours=request.ours, fair=request.fair)
+        table = Table((*table.rows, *more.rows), more.unfinished)
+    return replace(table, plots=tuple(helix_plots(table.rows)))
+
+
+def published_table(helix: Path, request: Request, progress: ProgressCallback = silent) -> Table:
     """Run the chosen experiments and put every published figure beside ours."""
     cases = [
         _at(case, request.granularity)
@@ -90,9 +74,7 @@ def reproduce_helix(helix: Path, request: Request, progress: ProgressCallback = 
     others += search_tasks(helix, request.sections, request.only)
     tasks = [*simulations, *others]
     if not tasks:
-        raise SpecError(
-            "matches no experiment", key="--only", value=request.only, fix="use fewer words"
-        )
+        raise no_match(request.only)
     outcomes = run_tasks(tasks, request.processes, progress)
     done = dict(zip(runs, outcomes.results, strict=False))
     rows = [row for case in cases for row in _case(helix, case, done)]
@@ -164,3 +146,8 @@ def _rows_of(label: str, outcome: Outcome[Result] | None) -> list[Row]:
         return outcome.value
     section, _, case = label.partition(" ")
     return [failed(Labels(section, case), outcome.error)]
+
+
+HELIX_SYSTEM = System(
+    "helix", SECTIONS, reproduce_helix, options=frozenset(("ours", "fair", "granularity"))
+)

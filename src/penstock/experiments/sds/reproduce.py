@@ -15,12 +15,14 @@ import numpy as np
 
 from penstock.cost.distserve_host import DistServeHostCost
 from penstock.cost.steps import EngineShape
-from penstock.errors import InputError, SpecError
 from penstock.experiments.distserve.compat import GPU, poisson_trace, run_compat, sampled
-from penstock.experiments.distserve.reproduce import Table, read_lengths
+from penstock.experiments.distserve.data import read_lengths
+from penstock.experiments.output import make_folder
 from penstock.experiments.reference import number, read_table
-from penstock.experiments.rows import Labels, Row, Tolerance, at_most, failed, information, judged
-from penstock.experiments.runner import Task, run_tasks
+from penstock.experiments.rows import Labels, Row, Tolerance, at_most, information, judged
+from penstock.experiments.runner import Task
+from penstock.experiments.sds.figures import sds_plots
+from penstock.experiments.system import Request, System, Table, table_of
 from penstock.measure.formats import write_distserve_exp
 from penstock.plan.goodput.distserve import Shape
 from penstock.plan.planner import ProgressCallback, silent
@@ -48,7 +50,6 @@ from penstock.sim.engines.options import EngineOptions
 from penstock.spec.availability import AvailabilityEvent, read_availability, read_operations
 from penstock.spec.catalogue import catalogue
 from penstock.spec.load import load_model
-from penstock.spec.names import did_you_mean
 from penstock.spec.workload import SLO, Workload
 
 SECTIONS = ("policy", "pools", "operations", "trace")
@@ -63,26 +64,6 @@ TRACE_RATE_PER_S = 2.0
 LINK_BYTES_PER_S = 300e9
 
 
-@dataclass(frozen=True)
-class Request:
-    """What to reproduce. ``output``: the folder that gets the ``.exp`` file, if any."""
-
-    sections: tuple[str, ...] = SECTIONS
-    only: str = ""
-    processes: int = 1
-    output: Path | None = None
-
-
-def check_sections(sections: Sequence[str]) -> tuple[str, ...]:
-    """The sections in their own order; none named = all. Raises ``SpecError``."""
-    for name in sections:
-        if name not in SECTIONS:
-            raise SpecError(
-                "no such section", key="sections", value=name, fix=did_you_mean(name, SECTIONS)
-            )
-    return tuple(name for name in SECTIONS if name in sections or not sections)
-
-
 def reproduce_sds(distserve: Path, request: Request, progress: ProgressCallback = silent) -> Table:
     """Run the chosen parts; ``distserve`` is its reference folder, which holds ``sds``."""
     calls: dict[str, Callable[[], list[Row]]] = {
@@ -92,21 +73,8 @@ def reproduce_sds(distserve: Path, request: Request, progress: ProgressCallback 
         "trace": partial(trace_rows, distserve),
     }
     tasks = [Task(name, 1.0, calls[name]) for name in request.sections]
-    outcomes = run_tasks(tasks, request.processes, progress)
-    rows: list[Row] = []
-    unfinished = []
-    for task, outcome in zip(tasks, outcomes.results, strict=True):
-        if outcome is None:
-            unfinished.append(task.label)
-        elif outcome.value is None:
-            rows.append(failed(Labels(task.label, ""), outcome.error))
-        else:
-            rows += outcome.value
-    words = request.only.lower().split()
-    chosen = [
-        row for row in rows if all(w in f"{row.experiment} {row.case}".lower() for w in words)
-    ]
-    return Table(tuple(chosen), tuple(unfinished))
+    table = table_of(tasks, request, progress)
+    return replace(table, plots=tuple(sds_plots(table.rows)))
 
 
 # -- the policy -------------------------------------------------------------------------------
@@ -224,10 +192,7 @@ def operation_rows(distserve: Path, output: Path | None) -> list[Row]:
     cost = DistServeHostCost(load_model(MODEL))
     short = simulate_elastic(pool, _workload(distserve, 2000, 10.0, 0.0), cost)
     if output is not None:
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{output}: cannot be made ({error.strerror})") from error
+        make_folder(output)
         write_distserve_exp(short.run, output / EXP_FILE)
     rows = _replay_rows(Labels("operations", "2000 requests at 10 req/s"), short)
     options = EngineOptions(keep_tokens=False)
@@ -276,3 +241,6 @@ def _replay_rows(labels: Labels, found: ElasticRun) -> list[Row]:
         dollars = cost_per_1000_good(found.gpu_seconds, price, good)
         rows.append(information(labels.of("cost of 1000 good requests", "$"), None, dollars))
     return rows
+
+
+SDS_SYSTEM = System("sds", SECTIONS, reproduce_sds, folder="distserve")

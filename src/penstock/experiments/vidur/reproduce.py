@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.errors import InputError, SpecError
-from penstock.experiments.rows import Labels, Row, Tolerance, at_least, failed, information, judged
-from penstock.experiments.runner import Task, run_tasks
+from penstock.errors import InputError
+from penstock.experiments.rows import Labels, Row, Tolerance, at_least, information, judged
+from penstock.experiments.runner import Task
+from penstock.experiments.system import Request, System, Table, table_of
+from penstock.experiments.vidur.figures import vidur_plots
 from penstock.experiments.vidur.scenarios import SCENARIOS, Scenario, simulate_scenario
 from penstock.measure.run import Run
 from penstock.plan.planner import ProgressCallback, silent
-from penstock.spec.names import did_you_mean
 
 SECTIONS = tuple(SCENARIOS)
 SPEED_GOAL = 40.0
@@ -35,42 +37,21 @@ _TIMES = (
 )
 
 
-def check_sections(sections: Sequence[str]) -> tuple[str, ...]:
-    """The scenarios in their own order; none named = all. Raises ``SpecError``."""
-    for name in sections:
-        if name not in SECTIONS:
-            raise SpecError(
-                "no such scenario", key="sections", value=name, fix=did_you_mean(name, SECTIONS)
-            )
-    return tuple(name for name in SECTIONS if name in sections or not sections)
-
-
-def reproduce_vidur(
-    vidur: Path,
-    sections: Sequence[str] = (),
-    processes: int = 1,
-    progress: ProgressCallback = silent,
-) -> list[Row]:
+def reproduce_vidur(vidur: Path, request: Request, progress: ProgressCallback = silent) -> Table:
     """Run the scenarios with the inputs under ``vidur`` and put Vidur's figures beside ours."""
-    names = check_sections(sections)
     tasks = [
-        Task(f"vidur {name}", 1.0, partial(_scenario_rows, vidur / "runs", SCENARIOS[name]))
-        for name in names
+        Task(f"vidur {name}", 1.0, partial(scenario_rows, vidur / "runs", SCENARIOS[name]))
+        for name in request.sections
     ]
-    rows: list[Row] = []
-    outcomes = run_tasks(tasks, processes, progress)
-    for name, outcome in zip(names, outcomes.results, strict=True):
-        if outcome is not None:
-            labels = _labels(SCENARIOS[name])
-            rows += [failed(labels, outcome.error)] if outcome.value is None else outcome.value
-    return rows
+    table = table_of(tasks, request, progress)
+    return replace(table, plots=tuple(vidur_plots(table.rows)))
 
 
 def _labels(scenario: Scenario) -> Labels:
     return Labels(f"vidur {scenario.name}", f"{scenario.model} {scenario.scheduler}")
 
 
-def _scenario_rows(runs: Path, scenario: Scenario) -> list[Row]:
+def scenario_rows(runs: Path, scenario: Scenario) -> list[Row]:
     labels = _labels(scenario)
     published, requests = _published(runs, scenario)
     results = published["results"]
@@ -136,3 +117,6 @@ def _figures(seconds: NDArray[np.float64]) -> Mapping[str, float]:
         "mean": float(seconds.mean()),
         "max": float(seconds.max()),
     }
+
+
+VIDUR_SYSTEM = System("vidur", SECTIONS, reproduce_vidur)

@@ -14,11 +14,11 @@ from tests.unit.sim.disaggregated.test_roles import COST, engine
 from penstock.errors import SpecError
 from penstock.experiments.sds.reproduce import (
     EXP_FILE,
-    Request,
     policy_rows,
     pool_rows,
     reproduce_sds,
 )
+from penstock.experiments.system import Request
 from penstock.policy.roles import Gpu, best_split, pool_throughput, rebalance
 from penstock.sim.disaggregated.elastic import Pool, PoolChange, simulate_elastic
 from penstock.sim.engines.options import EngineOptions
@@ -49,6 +49,7 @@ def test_the_operations_lose_nothing_and_write_the_file(reference: Path, tmp_pat
     table = reproduce_sds(reference / "distserve", request)
     lost = [row for row in table.rows if row.metric == "requests lost"]
     assert [row.ours for row in lost] == [0, 0]
+    assert "sds replays deepest SLO dip" in {plot.name for plot in table.plots}
     document = json.loads((tmp_path / "out" / EXP_FILE).read_text(encoding="utf-8"))
     assert len(document) == 2000
     assert all(len(one["token_timestamps"]) == one["output_len"] for one in document)
