@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import ceil
+from math import ceil, inf
 
 from penstock.cost.steps import EngineShape
 from penstock.errors import Infeasible, SpecError
@@ -19,7 +19,8 @@ def infeasible(
     question: Question, capacities: Sequence[Capacity], tried: Sequence[Tried]
 ) -> Infeasible:
     """The limit that binds, and the cheapest way out."""
-    if any(one.rate_per_s > 0 for one in capacities):
+    able = {one.choice.role for one in capacities if one.rate_per_s > 0}
+    if "both" in able or able >= {"prefill", "decode"}:
         return _too_few(question, capacities, tried)
     # Engines for both phases tell most; those that have memory tell more than those without.
     failed = [one for one in capacities if one.choice.role == "both"]
@@ -98,6 +99,8 @@ def _shape_that_fits(question: Question) -> str:
     fitting: list[EngineChoice] = []
     for offer in question.offers:
         for tp, pp in LARGER_SHAPES:
+            if (offer.count or inf) < tp * pp or (offer.gpus_per_node or inf) < tp:
+                continue
             shape = EngineShape(offer.accelerator, tp, pp, question.gpu_memory_utilization)
             choice = EngineChoice(shape, weight_dtype=question.weight_dtypes[0])
             try:
