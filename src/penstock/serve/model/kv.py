@@ -61,12 +61,22 @@ class KVCache:
         self.layout = layout
         self.num_pages = num_pages
         shape = (num_pages, layout.page_size, 2 * layout.kv_heads, layout.head_dim)
-        self.data = torch.zeros(shape, dtype=getattr(torch, layout.dtype), device=device)
+        try:
+            self.data = torch.zeros(shape, dtype=getattr(torch, layout.dtype), device=device)
+        except RuntimeError:
+            size = num_pages * layout.page_bytes
+            raise InputError(
+                f"{num_pages} KV pages ({size:,} bytes) do not fit on {device}; ask for fewer"
+            ) from None
         self.slots = self.data.view(-1, 2 * layout.kv_heads, layout.head_dim)
         self.flat_pages = self.data.view(num_pages, -1)
 
     def export(self, pages: Pages) -> memoryview:
-        """Return the content of ``pages`` (one layer, in order) as one run of bytes on the CPU."""
+        """Return the content of ``pages``, in order, as one run of bytes on the CPU.
+
+        One row of ``SequencePages.table`` is one layer, so that the receiver may cut the model
+        into other stages.
+        """
         index = torch.as_tensor(pages.reshape(-1).astype(np.int64), device=self.data.device)
         copied = self.flat_pages.index_select(0, index).cpu()
         return copied.view(torch.uint8).reshape(-1).numpy().data

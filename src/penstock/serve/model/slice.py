@@ -100,6 +100,7 @@ class LayerSlice:
             assert step.hidden is not None
             return step.hidden.to(self.device, self.dtype, copy=True)
         assert step.tokens is not None
+        self._check_vocabulary(step.tokens)
         tokens = step.tokens.to(self.device)
         if embedded == total:
             return self._embed(tokens, positions, batch.last_position)
@@ -108,6 +109,15 @@ class LayerSlice:
         rows = torch.from_numpy(batch.token_rows).to(self.device)
         hidden[rows] = self._embed(tokens[rows], positions[rows], batch.last_position)
         return hidden
+
+    def _check_vocabulary(self, tokens: torch.Tensor) -> None:
+        if tokens.device.type != "cpu":  # a look at it would wait for the device
+            return
+        low, high = (int(bound) for bound in tokens.aminmax())
+        vocab = self.config.shape.vocab_size
+        if low < 0 or high >= vocab:
+            wrong = low if low < 0 else high
+            raise InputError(f"token {wrong} is not in the vocabulary of {vocab}")
 
     def _embed(self, tokens: torch.Tensor, positions: torch.Tensor, last: int) -> torch.Tensor:
         assert self._weights.embedding is not None
@@ -169,6 +179,8 @@ def load_slice(
             f"layers [{start}, {end}) are not within the {config.num_layers} of the model",
             source=checkpoint.folder,
         )
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise SpecError("there is no CUDA device here", key="device", value=device, fix="use 'cpu'")
     name = config.dtype if dtype == "auto" else dtype
     if name not in DTYPES:
         raise SpecError("unknown dtype", key="dtype", value=dtype, fix=did_you_mean(dtype, DTYPES))

@@ -33,7 +33,7 @@ tp = ProcessGroup()
 found = []
 for folder in folders:
     line = Pipeline([load_slice(folder, a, b, tp=tp, num_pages=200) for a, b in ((0, 2), (2, 4))])
-    found.append(line.generate(prompt_of(19, seed=3), 12, chunk=7))
+    found.append(line.generate(prompt_of(19, seed=3), 6, chunk=7))
 gathered = tp.all_gather(torch.full((2, 1), float(rank)))
 print(json.dumps([found, gathered.tolist()]))
 dist.destroy_process_group()
@@ -60,7 +60,7 @@ def test_two_ranks_generate_what_one_does(saved: Saved, tmp_path: Path) -> None:
     ]
     outputs = [process.communicate(timeout=120) for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0], outputs[0][1] + outputs[1][1]
-    want = [greedy(saved(variant)[1], prompt_of(19, seed=3), 12) for variant in variants]
+    want = [greedy(saved(variant)[1], prompt_of(19, seed=3), 6) for variant in variants]
     assert outputs[0][0] == outputs[1][0]
     found, gathered = json.loads(outputs[0][0])
     assert found == want

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 from model_oracle import VARIANTS, greedy, save
-from model_pipeline import Pipeline, prompt_of
+from model_pipeline import VOCAB, Pipeline, prompt_of
 
+from penstock.errors import InputError, SpecError
 from penstock.serve.model import load_slice
 
 Saved = Callable[[str], tuple[Path, Any]]
@@ -146,6 +147,35 @@ def test_sharded_checkpoints_are_read_by_their_index(tmp_path: Path) -> None:
     assert pipeline(tmp_path / "cut", 1, 3).generate(prompt, 6) == greedy(model, prompt, 6)
 
 
+@pytest.mark.parametrize("token", [-1, VOCAB])
+def test_tokens_outside_the_vocabulary_are_refused(saved: Saved, token: int) -> None:
+    """Before they index anything."""
+    line = pipeline(saved("llama")[0])
+    with pytest.raises(InputError, match=f"token {token} is not in the vocabulary of {VOCAB}"):
+        line.run([(line.begin(), [5, token])])
+
+
+def test_positions_beyond_learned_ones_are_refused(saved: Saved) -> None:
+    """OPT has a row for each position and no more."""
+    line = pipeline(saved("opt")[0])
+    live = line.begin()
+    line.run([(live, prompt_of(256, seed=1))])
+    with pytest.raises(InputError, match="position 256 is beyond the 256"):
+        line.run([(live, [5])])
+
+
+def test_devices_and_dtypes_that_are_not_there_are_refused(saved: Saved) -> None:
+    """The line names the key and what would do."""
+    folder, _ = saved("llama")
+    with pytest.raises(SpecError, match=r"dtype: unknown dtype .*bfloat16"):
+        load_slice(folder, dtype="bfloat", num_pages=1)
+    with pytest.raises(InputError, match=r"KV pages .* do not fit"):
+        load_slice(folder, num_pages=10**13)
+    if not torch.cuda.is_available():
+        with pytest.raises(SpecError, match="device: there is no CUDA device"):
+            load_slice(folder, device="cuda", num_pages=1)
+
+
 def test_reused_prefix_pages_give_the_same_tokens(saved: Saved) -> None:
     """A second sequence starts with two pages of the first and computes only the rest."""
     folder, model = saved("llama")
@@ -165,13 +195,17 @@ def test_reused_prefix_pages_give_the_same_tokens(saved: Saved) -> None:
     assert torch.allclose(again, line.run([(other, [*prompt, 7])])[0][-1:], rtol=1e-4, atol=1e-4)
 
 
-def test_bfloat16_stays_close_to_float32(saved: Saved) -> None:
-    """The logits of a bf16 model differ from fp32 by its rounding, not by more."""
-    folder, model = saved("llama")
-    line = Pipeline([load_slice(folder, dtype="bfloat16", num_pages=100)])
+@pytest.mark.parametrize("variant", ["llama", "qwen3", "mixtral", "opt"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_stays_close_to_float32(saved: Saved, variant: str, dtype: str) -> None:
+    """The logits differ from fp32 by rounding, not by more; sends between slices keep the dtype."""
+    folder, model = saved(variant)
+    line = Pipeline(
+        [load_slice(folder, a, b, dtype=dtype, num_pages=100) for a, b in ((0, 2), (2, 4))]
+    )
     prompt = prompt_of(20, seed=9)
     (logits,) = line.run([(line.begin(), prompt)])
     with torch.no_grad():
         want = model(torch.tensor([prompt])).logits[0]
-    assert logits.dtype is torch.bfloat16
+    assert logits.dtype is getattr(torch, dtype)
     assert (logits.float() - want).abs().mean() < 0.02 * want.abs().max()
