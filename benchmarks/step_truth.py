@@ -18,7 +18,6 @@ import numpy as np
 from penstock.cost.step_coefficients import StepCoefficients, bundled_step_coefficients
 from penstock.cost.step_fit_document import published_models
 from penstock.cost.step_fit_engine import (
-    BUDGET_TOKENS,
     Deployment,
     fit_engines,
     read_deployments,
@@ -66,7 +65,9 @@ def score(point: Deployment, coefficients: StepCoefficients) -> Score | None:
         arrivals=ClosedLoop(point.concurrency, interval_s=1e-6),
     )
     settings = SchedulerSettings(
-        name="vllm", max_num_seqs=point.concurrency, max_num_batched_tokens=BUDGET_TOKENS
+        name="vllm",
+        max_num_seqs=point.concurrency,
+        max_num_batched_tokens=point.recipe.budget_tokens,
     )
     fleet = EngineFleet((EngineSpec("engine", point.shape, settings),))
     run = simulate_engines(fleet, workload, cost, EngineOptions(keep_tokens=False))
@@ -77,12 +78,20 @@ def score(point: Deployment, coefficients: StepCoefficients) -> Score | None:
     ttft_s = table.first_token_s[done] - table.arrival_s[done]
     e2e_s = table.last_token_s[done] - table.arrival_s[done]
     tokens = table.output_tokens[done]
-    request_s = cost.request_s(point.mean_input_tokens)
-    ttft = float(ttft_s.mean()) + request_s
+    # The first wave finds an idle engine and is taken at once.
+    held_s = (1 - 1 / WAVES) * point.recipe.held_steps * steady_step_s(point, cost)
+    ttft = float(ttft_s.mean()) + held_s
     tpot = float(((e2e_s - ttft_s) / np.maximum(1, tokens - 1)).mean())
     measured_e2e_s = point.ttft_s + point.tpot_s * (output - 1)
-    predicted_e2e_s = float(e2e_s.mean()) + request_s
+    predicted_e2e_s = float(e2e_s.mean()) + held_s
     return Score(point, ttft / point.ttft_s, tpot / point.tpot_s, predicted_e2e_s / measured_e2e_s)
+
+
+def steady_step_s(point: Deployment, cost: StepRoofline) -> float:
+    """Seconds of a decode step with all slots taken."""
+    context = point.mean_input_tokens + point.mean_output_tokens // 2
+    timer = cost.step_timer(point.shape)
+    return timer.decode_s(point.concurrency, point.concurrency * context)
 
 
 def table_lines(scores: list[Score]) -> list[str]:

@@ -57,6 +57,7 @@ GENERATIONS: Mapping[str, tuple[str, ...]] = {
     "hopper": ("h100_sxm", "h200_sxm"),
     "blackwell": ("b200_sxm", "gb200"),
 }
+PROMPT_MESSAGE_BYTES = 1 << 24
 NVLINK = ("a100_sxm", "h100_sxm", "h200_sxm", "b200_sxm")
 # Formats of the tables by ours. TensorRT-LLM's fp8 and vLLM's block fp8 carry host time (see the
 # tables' README) and are left out.
@@ -457,6 +458,8 @@ def _fit_link(label: str, folder: Path, gpus: Sequence[str]) -> tuple[LinkShare,
         column(rows, "time_ms") / 1e3,
         start=[5e-6, 0.6, 0.3],
         upper=[1e-4, 1.0, 1.5],
+        # Few sizes of the tables are those of prompts.
+        weights=np.where(size >= PROMPT_MESSAGE_BYTES, 2.0, 1.0),
     )
     return LinkShare(bandwidth=x[1], latency_s=x[0], growth=x[2]), fit
 

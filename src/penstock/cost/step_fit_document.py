@@ -38,13 +38,14 @@ from penstock.cost.step_fit import (
 )
 from penstock.cost.step_fit_engine import (
     ENGINES,
+    LIGHT_CONCURRENCY,
     START,
     START_SHARED,
     fit_engines,
-    fit_reason,
     light_ttft_s,
     read_deployments,
     tpot_ratios,
+    ttft_reason,
 )
 from penstock.cost.step_rates import is_narrow, peak_flops_per_s, product_rates
 from penstock.spec.catalogue import catalogue
@@ -268,15 +269,14 @@ def fit_all(reference: Path) -> tuple[StepCoefficients, list[Fit]]:
     points = read_deployments(table, published_models())
     found = fit_engines(points, base)
     fits += [
-        Fit(f"TTFT at concurrency 8 or less, {engine}", np.array(ratios))
+        Fit(f"TTFT at concurrency {LIGHT_CONCURRENCY} or less, {engine}", np.array(ratios))
         for engine in ENGINES
         if (
             ratios := [
                 p.ttft_s / predicted
                 for p in points
                 if p.engine == engine
-                and p.concurrency <= 8
-                and not fit_reason(p)
+                and ttft_reason(p) is None
                 and (predicted := light_ttft_s(p, found)) is not None
             ]
         )

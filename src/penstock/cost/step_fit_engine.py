@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +21,12 @@ import numpy as np
 from penstock.cost.fit import pattern_search
 from penstock.cost.step_coefficients import EngineHost, Shared, StepCoefficients
 from penstock.cost.step_fit import Fit, read_rows
+from penstock.cost.step_fit_recipes import Launch, Recipe, recipe
 from penstock.cost.step_roofline import StepRoofline
 from penstock.cost.steps import EngineShape
 from penstock.errors import Infeasible
 from penstock.spec.catalogue import catalogue
-from penstock.spec.model import ModelSpec
+from penstock.spec.model import Dtype, ModelSpec
 
 SYSTEMS: Mapping[str, str] = {
     "h100_sxm": "H100-SXM",
@@ -34,11 +35,12 @@ SYSTEMS: Mapping[str, str] = {
     "b300_sxm": "B300",
     "gb200": "GB200",
 }
-WEIGHTS: Mapping[str, str] = {"fp8": "fp8", "fp8_block": "fp8", "nvfp4": "fp4", "int4_wo": "int4"}
+WEIGHTS: Mapping[str, Dtype] = {"fp8": "fp8", "fp8_block": "fp8", "nvfp4": "fp4", "int4_wo": "int4"}
 # The benchmark client draws lengths evenly from [0.8 x, x] (InferenceX's random_range_ratio).
 MEAN_LENGTH = 0.9
-BUDGET_TOKENS = 8192
 ROWS_PER_GROUP = 16
+# Up to here most of a TTFT is the request itself.
+LIGHT_CONCURRENCY = 32
 ENGINES = ("vllm", "sglang", "trtllm")
 START = EngineHost(
     kernel_share=0.8,
@@ -85,6 +87,7 @@ class Deployment:
     output_tokens: int
     ttft_s: float
     tpot_s: float
+    recipe: Recipe = field(default_factory=Recipe)
 
     @property
     def mean_input_tokens(self) -> int:
@@ -108,17 +111,30 @@ def read_deployments(path: Path, models: Mapping[str, ModelSpec]) -> list[Deploy
         if row["mode"] != "agg" or shape is None or family not in models:
             continue
         base = models[family]
-        key = "moe_quant_mode" if base.moe is not None else "gemm_quant_mode"
+        weights = WEIGHTS[row["moe_quant_mode" if base.moe is not None else "gemm_quant_mode"]]
+        launch = Launch(
+            family=family,
+            system=row["system"],
+            engine=row["backend"],
+            weights=weights,
+            tensor_parallel_size=shape.tensor_parallel_size,
+            concurrency=int(float(row["concurrency"] or row["batch_size"])),
+            input_tokens=int(row["isl"]),
+            output_tokens=int(row["osl"]),
+        )
+        settings = recipe(launch)
+        share = settings.gpu_memory_utilization
         found.append(
             Deployment(
                 group=row["group"],
                 family=family,
-                engine=row["backend"],
-                model=replace(base, weight_dtype=WEIGHTS[row[key]]),  # type: ignore[arg-type]
-                shape=shape,
-                concurrency=int(float(row["concurrency"] or row["batch_size"])),
-                input_tokens=int(row["isl"]),
-                output_tokens=int(row["osl"]),
+                engine=launch.engine,
+                model=replace(base, weight_dtype=weights, kv_dtype=settings.kv_dtype),
+                shape=replace(shape, gpu_memory_utilization=share),
+                concurrency=launch.concurrency,
+                input_tokens=launch.input_tokens,
+                output_tokens=launch.output_tokens,
+                recipe=settings,
                 ttft_s=float(np.median([float(r["mean_ttft_ms"]) for r in rows])) / 1e3,
                 tpot_s=float(np.median([float(r["mean_tpot_ms"]) for r in rows])) / 1e3,
             )
@@ -169,12 +185,13 @@ def steady_tpot_s(point: Deployment, coefficients: StepCoefficients) -> float | 
     timer = cost.step_timer(point.shape)
     context = int(seqs * length)
     decode_s = timer.decode_s(seqs, context)
-    chunks = [BUDGET_TOKENS] * (prompt // BUDGET_TOKENS)
-    if prompt % BUDGET_TOKENS:
-        chunks.append(prompt % BUDGET_TOKENS)
+    budget = point.recipe.budget_tokens
+    chunks = [budget] * (prompt // budget)
+    if prompt % budget:
+        chunks.append(prompt % budget)
     extra_s = 0.0
     for index, chunk in enumerate(chunks):
-        with_prompt = timer.step_s([(chunk, index * BUDGET_TOKENS)], seqs - 1, context)
+        with_prompt = timer.step_s([(chunk, index * budget)], seqs - 1, context)
         extra_s += with_prompt - decode_s
     return decode_s + (seqs - 1) / max(1, output - 1) * extra_s
 
@@ -192,9 +209,9 @@ def light_ttft_s(point: Deployment, coefficients: StepCoefficients) -> float | N
     context = int(seqs * (prompt + point.mean_output_tokens / 2))
     one_s = timer.step_s([(prompt, 0)], max(0, seqs - 1), context)
     # One request in ten belongs to the first wave, which arrives at once.
-    together = max(1, min(seqs, BUDGET_TOKENS // prompt))
+    together = max(1, min(seqs, point.recipe.budget_tokens // prompt))
     wave_s = timer.step_s([(prompt, 0)] * together, 0, 0) * (seqs / together + 1) / 2
-    steady_s = one_s + timer.decode_s(seqs, context) / 2
+    steady_s = one_s + (0.5 + point.recipe.held_steps) * timer.decode_s(seqs, context)
     return host.request_s + host.prompt_token_s * prompt + 0.9 * steady_s + 0.1 * wave_s
 
 
@@ -227,7 +244,7 @@ def fit_engines(points: Sequence[Deployment], base: StepCoefficients) -> StepCoe
     start = [getattr(START_SHARED, name) for name in FITTED_SHARED]
     start += [getattr(START, name) for _ in engines for name in FITTED_HOST]
     found = put(pattern_search(loss, [math.log(x) for x in start], smallest=0.04))
-    return _fit_requests([p for p in points if p.concurrency <= 8 and not fit_reason(p)], found)
+    return _fit_requests(points, found)
 
 
 def thinned(points: Sequence[Deployment]) -> list[Deployment]:
@@ -252,29 +269,37 @@ def fit_reason(point: Deployment) -> str | None:
     return None
 
 
+def ttft_reason(point: Deployment) -> str | None:
+    """Why the TTFT of a point says nothing about request handling; None for the others."""
+    experts = point.shape.expert_parallel_size
+    if point.concurrency > LIGHT_CONCURRENCY:
+        return "queueing outweighs request handling"
+    if point.group == "deepseek-v3-arch|b300_sxm|sglang":
+        return "prompts take up to ten times as long as on B200"
+    if point.group == "deepseek-v3-arch|b200_sxm|sglang" and point.model.weight_dtype == "fp4":
+        return "kernels were compiled while serving" if experts == 1 else None
+    return fit_reason(point)
+
+
 def _fit_requests(points: Sequence[Deployment], base: StepCoefficients) -> StepCoefficients:
-    """Per engine: request time, and request time per prompt token."""
-    hosts = dict(base.engines)
-    for engine in ENGINES:
-        own = [p for p in points if p.engine == engine]
-        if not own:
-            continue
+    """Request time per engine, and one time per prompt token: all tokenise alike."""
+    light = [p for p in points if ttft_reason(p) is None]
+    engines = [e for e in ENGINES if any(p.engine == e for p in light)]
 
-        def put(logs: Sequence[float], engine: str = engine) -> StepCoefficients:
-            request_s, token_s = (math.exp(x) for x in logs)
-            host = replace(base.engines[engine], request_s=request_s, prompt_token_s=token_s)
-            return replace(base, engines={**base.engines, engine: host})
+    def put(logs: Sequence[float]) -> StepCoefficients:
+        token_s, *requests_s = (math.exp(x) for x in logs)
+        hosts = {name: replace(host, prompt_token_s=token_s) for name, host in base.engines.items()}
+        for engine, request_s in zip(engines, requests_s, strict=True):
+            hosts[engine] = replace(hosts[engine], request_s=request_s)
+        return replace(base, engines=hosts)
 
-        def loss(
-            logs: Sequence[float],
-            put: Callable[[Sequence[float]], StepCoefficients] = put,
-            own: Sequence[Deployment] = own,
-        ) -> float:
-            return _mean_log(own, put(logs), light_ttft_s, _ttft_s)
+    def loss(logs: Sequence[float]) -> float:
+        if not math.log(1e-7) <= logs[0] <= math.log(5e-5):
+            return math.inf
+        return _mean_log(light, put(logs), light_ttft_s, _ttft_s)
 
-        start = [math.log(START.request_s), math.log(START.prompt_token_s)]
-        hosts[engine] = put(pattern_search(loss, start, smallest=0.05)).engines[engine]
-    return replace(base, engines=hosts)
+    start = [math.log(START.prompt_token_s), *[math.log(START.request_s)] * len(engines)]
+    return put(pattern_search(loss, start, smallest=0.05))
 
 
 def tpot_ratios(points: Sequence[Deployment], coefficients: StepCoefficients) -> dict[str, Fit]:
