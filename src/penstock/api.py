@@ -225,7 +225,13 @@ def simulate(
 
     loaded = read_plan(Path(plan)) if isinstance(plan, (str, Path)) else plan
     if loaded.whole_engines:
-        _check_whole(loaded, plan, step_only={"--profiles": profiles})
+        if profiles is not None:
+            raise SpecError(
+                "has times of layers, and this plan has whole engines",
+                key="--profiles",
+                fix="leave it out",
+            )
+        check_engines(loaded, None if isinstance(plan, Plan) else plan)
     elif step_by_step:
         raise SpecError("is for plans of whole engines", key="--step-by-step", fix="leave it out")
     traffic = load_traffic(
@@ -268,21 +274,16 @@ def _routed(plan: Plan, routing: Routing, router: str) -> Routing:
     return replace(routing, router=_one_of(router, get_args(RouterName), "--router"))
 
 
-def _check_whole(plan: Plan, origin: Plan | str | Path, step_only: Mapping[str, object]) -> None:
-    """Refuse what cannot work in a plan of whole engines, with the name of its file."""
+def check_engines(plan: Plan, source: str | Path | None = None) -> None:
+    """Refuse engines whose scheduler cannot work, with the name of the file they come from."""
     from penstock.policy.fleet import engine_scheduler
 
-    for flag, value in step_only.items():
-        if value is not None:
-            raise SpecError(
-                "has times of layers, and this plan has whole engines", key=flag, fix="leave it out"
-            )
     try:
         for engine in plan.engines:
             if engine.scheduler is not None:
                 engine_scheduler(engine)
     except SpecError as error:
-        raise error if isinstance(origin, Plan) else error.at(origin) from None
+        raise error if source is None else error.at(source) from None
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,15 @@ def validate(
 
     Example: penstock validate plan.yaml
     """
+    from penstock import api
     from penstock.plan.checker import check_plan
     from penstock.plan.document import read_plan
 
-    rows = [{"plan": str(path), "violations": check_plan(read_plan(path))} for path in plans]
+    rows = []
+    for path in plans:
+        plan = read_plan(path)
+        api.check_engines(plan, path)
+        rows.append({"plan": str(path), "violations": check_plan(plan)})
     if output_format is Format.json:
         print_json({"plans": rows})
     else:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from penstock.plan.engine_checker import check_engine_plan
 from penstock.plan.plan import Engine, Leg, Plan
 from penstock.spec.cluster import COORDINATOR
 
@@ -32,8 +33,11 @@ class Check:
 def check_plan(plan: Plan) -> list[str]:
     """Violations of a plan document, in words; T(k) comes from the plan's own cost model.
 
-    Raises ``SpecError`` when that cost model cannot be rebuilt.
+    Plans of whole engines have rules of their own. Raises ``SpecError`` when the cost model
+    cannot be rebuilt.
     """
+    if plan.whole_engines:
+        return check_engine_plan(plan)
     from penstock.cost.load import cost_from_dict  # noqa: PLC0415 - reads tables
     from penstock.plan.problem import placement_problem  # noqa: PLC0415
 

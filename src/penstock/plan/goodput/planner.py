@@ -183,7 +183,7 @@ class Search:
         )
 
     def bisect(self, plan: Plan, most: float, phase: Phase = "both") -> tuple[float, Seen]:
-        """(largest rate that is good enough, what was seen there); 0 where even few are too many."""
+        """(largest rate that is good enough, what was seen there); 0 where there is none."""
         low, high = LEAST_RATE * most, most
         seen = self.task.probes(plan, low, phase)
         if seen.good < self.task.attainment:

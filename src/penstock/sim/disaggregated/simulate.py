@@ -13,7 +13,8 @@ from heapq import heappop, heappush
 from math import inf
 from typing import Protocol
 
-from penstock.cost.steps import StepCostModel
+from penstock.cost.step_provenance import cost_header
+from penstock.cost.steps import HostedCost, StepCostModel
 from penstock.measure.run import Run, RunEvent
 from penstock.policy.engine_routing import make_router
 from penstock.policy.fleet import (
@@ -34,7 +35,7 @@ from penstock.sim.engines.fleet import EngineSpec
 from penstock.sim.engines.options import EngineOptions
 from penstock.sim.engines.recorder import EngineLog, EngineRecorder
 from penstock.sim.engines.result import Ending, engine_run, fleet_entry
-from penstock.sim.engines.source import Feed, open_source
+from penstock.sim.engines.source import Feed, FrontEnd, open_source
 from penstock.sim.engines.stages import engine_timers
 from penstock.spec.workload import Request, Workload
 
@@ -99,8 +100,9 @@ class RoleSimulation:
         self._events = 0
         self._stopped = False
         self._happened: list[RunEvent] = []
-        self._source = open_source(workload, options.seed, self._kv_use)
-        self._feeds = isinstance(self._source, Feed)
+        source = open_source(workload, options.seed, self._kv_use)
+        self._feeds = isinstance(source, Feed)
+        self._source = FrontEnd(source, cost.request_s) if isinstance(cost, HostedCost) else source
         for spec in fleet.engines:
             self._open(spec)
 
@@ -147,7 +149,7 @@ class RoleSimulation:
             if arrival_s <= event_s + NANOSECOND:
                 if arrival_s == inf or arrival_s > end_s:
                     break
-                self._arrive(source.take())
+                self._arrive(source.take(), arrival_s)
                 continue
             if event_s > end_s:
                 break
@@ -168,9 +170,11 @@ class RoleSimulation:
     def _kv_use(self) -> float:
         return max(engine.kv_use for engine in self._engines)
 
-    def _arrive(self, request: Request) -> None:
-        now = self._now = request.arrival_s
-        row = self._recorder.arrive(request, now)
+    def _arrive(self, request: Request | None, now: float) -> None:
+        if request is None:
+            return
+        self._now = now
+        row = self._recorder.arrive(request, request.arrival_s)
         seq = new_sequence(row, request, self._classes)
         if not self._possible(seq):
             self._recorder.end(row, "rejected")
@@ -305,6 +309,7 @@ class RoleSimulation:
             "schedulers": sorted({spec.scheduler.name for spec in fleet.engines}),
             "model": self._cost.model.name,
             "fleet": fleet_entry(fleet.engines),
+            **cost_header(self._cost, [spec.shape for spec in fleet.engines]),
         }
         ending = Ending(
             self._now,
