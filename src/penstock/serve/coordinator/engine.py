@@ -255,7 +255,7 @@ class EngineDriver(EngineView):
         owners = self._owners(batch)
         _, finished = self.scheduler.commit(batch)
         self._note_pieces(owners)
-        released = {seq.row for seq in finished}
+        released = [seq.row for seq in finished]
         now = self._clock()
         for drawn in done.drawn:
             attempt = self.attempts.get(drawn.seq)

@@ -87,7 +87,13 @@ class Worker:
         return None if self.stopped else self._duty.next()
 
     def end(self, running: Running) -> None:
-        """Send the results of ``running``."""
+        """Send the results of ``running``.
+
+        KV entries that came meanwhile are taken first: their sequences then join the next step,
+        which the coordinator forms when it has the results.
+        """
+        while self._inbox and isinstance(self._inbox[0][0], KVLayer | PushKV):
+            self._handle(*self._inbox.popleft())
         steps = (message for message, _ in self._inbox if isinstance(message, Step))
         running.finish(sum(len(step.items) for step in steps))
 
