@@ -1,7 +1,9 @@
 """How the published end-to-end runs were launched, where the result tables do not say it.
 
 Settings as the public launch scripts of InferenceX state them (SemiAnalysisAI/InferenceX,
-``benchmarks/``, 2025-07 to 2026-04). They are inputs of a simulation, not figures to fit.
+``benchmarks/``, 2025-07 to 2026-04). They are inputs of a simulation, not figures to fit. The
+scripts changed over time and rows do not name theirs: that vLLM kept an fp8 cache on Blackwell and
+the model's own on Hopper is what the measured queues say.
 """
 
 from __future__ import annotations
