@@ -58,4 +58,7 @@ def _end_with(stdin: RawIOBase) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stderr.flush()
+    # All sockets are closed; taking torch apart would only delay the end.
+    os._exit(status)
