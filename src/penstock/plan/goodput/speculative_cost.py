@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from penstock.cost.base import Provenance
 from penstock.cost.step_line import StepLine
-from penstock.cost.steps import EngineShape, PrefillChunk, StepCostModel, StepTimer
+from penstock.cost.steps import EngineShape, HostedCost, PrefillChunk, StepCostModel, StepTimer
 from penstock.errors import Infeasible, SpecError
 from penstock.plan.settings import SpeculationSettings
 from penstock.spec.model import ModelSpec
@@ -90,6 +90,11 @@ class SpeculativeCost:
                 fix="more GPUs per engine, narrower weights or no speculation",
             )
         return left
+
+    def request_s(self, prompt_tokens: int) -> float:
+        """What the target's host takes outside of steps; the draft adds nothing to it."""
+        target = self._target
+        return target.request_s(prompt_tokens) if isinstance(target, HostedCost) else 0.0
 
     def to_dict(self) -> dict[str, object]:
         return {

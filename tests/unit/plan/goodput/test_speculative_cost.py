@@ -94,3 +94,10 @@ def test_what_cannot_be_modelled_is_refused() -> None:
         constant_acceptance(1.0)
     with pytest.raises(SpecError, match="draft model"):
         FleetCosts(TARGET).of(None, settings)
+
+
+def test_what_the_host_takes_outside_of_steps_is_the_targets() -> None:
+    """A request with speculation waits as long for its scheduler as one without."""
+    cost = SpeculativeCost(TARGET, DRAFT, SpeculationSettings("chain", "draft"), CURVE)
+    assert TARGET.request_s(900) > 0
+    assert cost.request_s(900) == TARGET.request_s(900)
