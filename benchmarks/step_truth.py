@@ -56,8 +56,11 @@ def score(point: Deployment, coefficients: StepCoefficients) -> Score | None:
     output = point.mean_output_tokens
     rounds = point.concurrency * point.mean_input_tokens
     seconds = WAVES * (tpot_s * output + 2e-6 * rounds) + 1.0
-    longest = (point.input_tokens, point.output_tokens)
-    lengths = MarginalLengths(*(Uniform(max(1, int(0.8 * x)), x) for x in longest))
+    prompts, outputs = (
+        Uniform(max(1, int(0.8 * longest)), longest)
+        for longest in (point.input_tokens, point.output_tokens)
+    )
+    lengths = MarginalLengths(prompts, outputs)
     workload = Workload(
         name="closed loop",
         duration_s=seconds,
