@@ -47,7 +47,9 @@ class Fleet:
         self._plan, self._pool, self._options = plan, pool, options
         self._classes, self._ended, self._clock, self._cost = classes, ended, clock, cost
         self._routers = rules.engine_routers(plan.routing, options.seed)
-        self._handover = Handover(self._routers.decode, self._receivers, pool.send, self._restart)
+        self._handover = Handover(
+            self._routers.decode, self._receivers, pool.send, self._restart, self._pump
+        )
         self._rows = count()
         self._attempts: dict[int, Attempt] = {}
         self._homeless: deque[Live] = deque()

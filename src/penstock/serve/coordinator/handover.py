@@ -32,7 +32,10 @@ class Transfer:
 
 
 class Handover:
-    """All transfers of a fleet. ``restart`` computes a request again where its KV was lost."""
+    """All transfers of a fleet.
+
+    ``restart`` computes a request again where its KV was lost; ``pump`` lets an engine form steps.
+    """
 
     def __init__(
         self,
@@ -40,11 +43,13 @@ class Handover:
         decoders: Callable[[], Sequence[EngineDriver]],
         push: SendPush,
         restart: Callable[[Attempt], None],
+        pump: Callable[[EngineDriver], None],
     ) -> None:
         self._router = router
         self._decoders = decoders
         self._push = push
         self._restart = restart
+        self._pump = pump
         self.done = 0
         self._numbers = 0
         self._pending: deque[Transfer] = deque()
@@ -104,7 +109,7 @@ class Handover:
             target.forget(attempt.seq.row)
         else:
             target.add(attempt)
-        target.pump()
+        self._pump(target)
 
     def cancel(self, row: int) -> bool:
         """Note that the client has gone; True if the request is on its way here."""
@@ -165,14 +170,14 @@ class Handover:
         if target is not None and target.alive:
             rules.unreserve(target.scheduler, transfer.attempt.seq)
             target.forget(transfer.attempt.seq.row)
-            target.pump()
+            self._pump(target)
 
     def _release_source(self, transfer: Transfer) -> None:
         source = transfer.source
         if source.alive:
             source.scheduler.blocks.give(transfer.held_blocks)
             source.forget(transfer.attempt.seq.row)
-            source.pump()
+            self._pump(source)
 
 
 def _overlap(stage: Hop, target: Hop) -> Hop | None:

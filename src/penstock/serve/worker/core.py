@@ -69,8 +69,11 @@ class Worker:
         self._transfers = Transfers(spec, executor, send)
 
     def accept(self, message: Message, buffer: Buffer | None = None) -> None:
-        """Queue ``message``."""
-        self._inbox.append((message, buffer))
+        """Queue ``message``; KV entries are moved at once, also while a null step waits."""
+        if not self._inbox and isinstance(message, KVLayer | PushKV):
+            self._handle(message, buffer)
+        else:
+            self._inbox.append((message, buffer))
 
     def begin(self) -> Running | None:
         """Run the next step. Raises ``WorkerFault`` and whatever the executor raises."""
