@@ -205,12 +205,14 @@ def simulate(
     profiles: str | Path | None = None,
     seed: int | None = None,
     step_by_step: bool = False,
+    acceptance: float | None = None,
     progress: ProgressCallback = silent,
 ) -> Run:
     """Run ``plan`` under ``workload`` in virtual time; arguments replace the documents' values.
 
     ``router`` names one of the kind that the plan has: of paths over nodes, or of whole engines.
-    ``step_by_step`` (whole engines): no step is skipped; the run is the same, only slower.
+    For whole engines only: ``step_by_step`` skips no step (the run is the same, only slower),
+    ``acceptance`` is the share of draft tokens that the target accepts.
     """
     from penstock.plan.document import plan_to_dict, read_plan
     from penstock.policy.baseline import (
@@ -232,8 +234,14 @@ def simulate(
                 fix="leave it out",
             )
         check_engines(loaded, None if isinstance(plan, Plan) else plan)
-    elif step_by_step:
-        raise SpecError("is for plans of whole engines", key="--step-by-step", fix="leave it out")
+        if acceptance is not None:
+            from penstock.plan.goodput.plan_cost import plan_cost
+
+            loaded = replace(loaded, cost=plan_cost(loaded, acceptance).to_dict())
+    else:
+        for flag, given in (("--step-by-step", step_by_step), ("--acceptance", acceptance)):
+            if given:
+                raise SpecError("is for plans of whole engines", key=flag, fix="leave it out")
     traffic = load_traffic(
         workload,
         rate=rate,
@@ -374,10 +382,12 @@ def cost_of(plan: Plan, profiles: str | Path | None = None) -> CostModel | StepC
 
     A plan of whole engines has one of steps, any other plan one of layers.
     """
-    from penstock.cost.load import cost_from_dict, cost_model, step_cost_from_dict
+    from penstock.cost.load import cost_from_dict, cost_model
 
     if plan.whole_engines:
-        return step_cost_from_dict(plan.cost, plan.model)
+        from penstock.plan.goodput.plan_cost import plan_cost
+
+        return plan_cost(plan)
     if profiles is not None:
         return cost_model(plan.model, Path(profiles))
     return cost_from_dict(plan.cost, plan.model)
@@ -407,6 +417,13 @@ def load_traffic(
         traffic = replace(traffic, duration_s=duration_s)
     if warmup_s is not None:
         traffic = replace(traffic, warmup_s=warmup_s)
+    if 0 < traffic.duration_s <= traffic.warmup_s:
+        raise SpecError(
+            f"must be shorter than the workload ({traffic.duration_s:g} s)",
+            key="--warmup",
+            value=traffic.warmup_s,
+            fix="give a longer --duration or a shorter --warmup",
+        )
     return traffic
 
 

@@ -58,6 +58,9 @@ def simulate(
     step_by_step: bool = typer.Option(
         False, "--step-by-step", help="Whole engines: skip no step (the same run, slower)."
     ),
+    acceptance: float | None = typer.Option(
+        None, "--acceptance", help="Speculation: share of draft tokens that the target accepts."
+    ),
     seed: int | None = typer.Option(None, "--seed", help="Seed; default: the workload's."),
     output: Path | None = typer.Option(None, "--output", "-o", help="Write the run here (folder)."),
     html: Path | None = typer.Option(None, "--html", help="Write a one-file report here."),
@@ -94,6 +97,7 @@ def simulate(
             profiles=profiles,
             seed=seed,
             step_by_step=step_by_step,
+            acceptance=acceptance,
             progress=progress,
         )
     if output is not None:
