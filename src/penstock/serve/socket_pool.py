@@ -65,7 +65,10 @@ class Launcher(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Peer:
-    """A worker from its start to its end. ``problem`` is what it said of its own fault."""
+    """A worker from its start to its end.
+
+    ``problem`` is what it said of its own fault. ``ready``: ``start`` has returned.
+    """
 
     name: str
     number: int
@@ -75,9 +78,24 @@ class _Peer:
     watch: asyncio.Task[None] | None = None
     endpoint: str = ""
     problem: str = ""
+    ready: bool = False
     leaving: bool = False
     spoke: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass(slots=True)
+class _Introduction:
+    """``missing`` are the numbers of the workers that have not confirmed yet."""
+
+    newcomer: int
+    missing: set[int]
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def discard(self, number: int, *, gone: bool = False) -> None:
+        self.missing.discard(number)
+        if not self.missing or (gone and number == self.newcomer):
+            self.over.set()
 
 
 class SocketPool:
@@ -97,7 +115,7 @@ class SocketPool:
         self._by_number: dict[int, _Peer] = {}
         self._numbers = 0
         self._asked = 0
-        self._unknowing: dict[int, tuple[set[int], asyncio.Event]] = {}
+        self._introductions: dict[int, _Introduction] = {}
         self._message: Callable[[ToCoordinator], None] = lambda _message: None
         self._died: Callable[[str, str], None] = lambda _worker, _why: None
 
@@ -123,10 +141,14 @@ class SocketPool:
             peer.handle = await self._launcher.launch(boot)
             peer.watch = loop.create_task(self._watch(peer, peer.handle))
             peer.endpoint = await peer.hello
+            if self._peers.get(spec.name) is peer:
+                await self._introduce(peer, port)
+            if self._peers.get(spec.name) is not peer:
+                raise InputError(f"worker {spec.name!r} did not start: {peer.problem}")
         except BaseException:
             await self._remove(peer)
             raise
-        await self._introduce(peer, port)
+        peer.ready = True
 
     async def _open(self) -> Port:
         async with self._opening:
@@ -145,13 +167,15 @@ class SocketPool:
         others = [other for other in self._peers.values() if other.endpoint and other is not peer]
         self._asked += 1
         number = self._asked
-        known = asyncio.Event()
-        self._unknowing[number] = ({other.number for other in (*others, peer)}, known)
+        introduction = _Introduction(peer.number, {other.number for other in (*others, peer)})
+        self._introductions[number] = introduction
         self._tell(peer.name, number, here)
         for other in others:
             self._tell(other.name, number, {peer.name: peer.endpoint})
-        await known.wait()
-        del self._unknowing[number]
+        try:
+            await introduction.over.wait()
+        finally:
+            del self._introductions[number]
 
     def _tell(self, worker: str, number: int, peers: dict[str, str]) -> None:
         assert self._port is not None
@@ -202,18 +226,17 @@ class SocketPool:
             await _within(_LAST_WORDS_S, peer.spoke)
         self._drain()
         self._forget(peer)
-        why = peer.problem or end.how
-        if not peer.hello.done():
-            peer.hello.set_exception(InputError(f"worker {peer.name!r} did not start: {why}"))
-        else:
-            self._died(peer.name, why)
+        peer.problem = peer.problem or end.how
+        if peer.ready:
+            self._died(peer.name, peer.problem)
+        elif not peer.hello.done():
+            problem = f"worker {peer.name!r} did not start: {peer.problem}"
+            peer.hello.set_exception(InputError(problem))
 
     def _forget(self, peer: _Peer) -> None:
         self._by_number.pop(peer.number, None)
-        for missing, known in self._unknowing.values():
-            missing.discard(peer.number)
-            if not missing:
-                known.set()
+        for introduction in self._introductions.values():
+            introduction.discard(peer.number, gone=True)
         if self._peers.get(peer.name) is not peer:
             return
         del self._peers[peer.name]
@@ -246,7 +269,12 @@ class SocketPool:
             frame = port.receive()
             if frame is None:
                 return
-            self._take(frame)
+            try:
+                self._take(frame)
+            except BaseException:
+                # The reader would wait for something new; the rest lies here already.
+                asyncio.get_running_loop().call_soon(self._drain)
+                raise
         asyncio.get_running_loop().call_soon(self._drain)
 
     def _take(self, frame: Frame) -> None:
@@ -265,12 +293,9 @@ class SocketPool:
         elif frame.kind is Kind.HELLO and not peer.hello.done():
             peer.hello.set_result(str(frame.body, "utf-8"))
         elif frame.kind is Kind.PEERS_KNOWN:
-            missing, known = self._unknowing.get(
-                msgspec.msgpack.decode(frame.body, type=int), (set(), None)
-            )
-            missing.discard(frame.sender)
-            if known is not None and not missing:
-                known.set()
+            number = msgspec.msgpack.decode(frame.body, type=int)
+            if number in self._introductions:
+                self._introductions[number].discard(frame.sender)
 
 
 async def _within(seconds: float, event: asyncio.Event) -> None:

@@ -20,7 +20,7 @@ from worker_factory import Listener, decode_over_stages, hops, node, stage
 from penstock.errors import InputError
 from penstock.plan.settings import SpeculationSettings
 from penstock.serve.processes import ProcessHandle, ProcessPool
-from penstock.serve.wire import Item, Ping, Step
+from penstock.serve.wire import Item, Ping, Pong, Step
 from penstock.serve.worker.null_executor import null_token
 from penstock.serve.worker.port import Kind, Port
 from penstock.serve.worker.run import Boot, decode_boot, encode_boot
@@ -137,6 +137,50 @@ async def test_stopping_a_worker_is_no_death(pool: ProcessPool) -> None:
     await pool.stop("a")
     assert not exists(pid)
     assert listener.deaths == []
+
+
+async def test_a_worker_that_dies_before_it_is_ready_did_not_start(pool: ProcessPool) -> None:
+    """``start`` says so; no death follows, as nobody was told of its life."""
+    listener = Listener(pool)
+    await pool.start(stage("a"))
+    paused = pid_of(pool, "a")
+    # A peer that does not answer keeps the newcomer from being ready.
+    os.kill(paused, signal.SIGSTOP)
+    starting = asyncio.create_task(pool.start(stage("b")))
+    async with asyncio.timeout(30):
+        while "b" not in pool._peers or not pool._peers["b"].endpoint:
+            await asyncio.sleep(0.01)
+    os.kill(pid_of(pool, "b"), signal.SIGKILL)
+    with pytest.raises(InputError, match=r"'b' did not start: .*SIGKILL"):
+        await starting
+    os.kill(paused, signal.SIGCONT)
+    assert listener.deaths == []
+    await pool.start(stage("b"))
+
+
+async def test_a_listener_that_fails_still_gets_what_comes_next(pool: ProcessPool) -> None:
+    """One message whose handling raises does not hold up the others."""
+    seen: list[int] = []
+    failures: list[object] = []
+    done = asyncio.Event()
+
+    def hear(message: object) -> None:
+        assert isinstance(message, Pong)
+        if message.number == 0:
+            raise ValueError("cannot handle this")
+        seen.append(message.number)
+        if message.number == 4:
+            done.set()
+
+    pool.listen(hear, lambda _worker, _why: None)
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _loop, context: failures.append(context["exception"]))
+    await pool.start(stage("a"))
+    for number in range(5):
+        pool.send("a", Ping(number))
+    await asyncio.wait_for(done.wait(), 30)
+    assert seen == [1, 2, 3, 4]
+    assert [type(failure) for failure in failures] == [ValueError]
 
 
 ORPHAN = """
