@@ -12,7 +12,7 @@ from penstock.plan.goodput.fleet import EngineChoice, Fleet, Job, Phase, Probe
 from penstock.plan.goodput.question import Capacity, Measured, Question
 
 MARGIN = 1.2
-TOLERANCE = 0.06
+TOLERANCE = 0.08
 SMALLEST_SHARE = 0.01
 
 

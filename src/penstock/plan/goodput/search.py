@@ -28,7 +28,7 @@ from penstock.plan.planner import Progress, ProgressCallback, silent
 
 WAVE = 4
 MOST_TRIED = 60
-FRONT_TRIED = 12
+FRONT_TRIED = 6
 FRONT_PRICE = 2.0
 MOST_BISECTED = 16
 OPTIMISM = 1.3
