@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from penstock.errors import SpecError
 from penstock.plan.plan import Engine
+from penstock.policy.blocks import blocks_for
 from penstock.policy.schedulers.sequence import Sequence as Served
 from penstock.policy.speculation.batching import SlotBatch, SlotBatcher, SlotRules
 from penstock.serve.coordinator.engine import Attempt, Decision, EngineDriver
@@ -25,7 +26,8 @@ def slot_rules(engine: Engine) -> SlotRules:
     assert scheduler is not None
     # Draft tokens of a tree need entries of their own while they are verified.
     per_slot = settings.max_model_len + settings.max_depth * settings.max_width + 1
-    slots = min(settings.max_num_seqs, engine.num_blocks * scheduler.block_size // per_slot)
+    blocks = blocks_for(per_slot, scheduler.block_size)
+    slots = min(settings.max_num_seqs, engine.num_blocks // blocks)
     if slots < 1:
         raise SpecError(
             "the KV memory does not hold one request of this length",
