@@ -56,7 +56,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 def _add_routes(app: FastAPI, gateway: Gateway) -> None:
-    def route(
+    def add(
         method: str,
         path: str,
         endpoint: Callable[..., Any],
@@ -77,28 +77,28 @@ def _add_routes(app: FastAPI, gateway: Gateway) -> None:
             include_in_schema=shown,
         )
 
-    route("POST", "/v1/completions", gateway.completions, CompletionBody)
-    route("POST", "/v1/chat/completions", gateway.chat_completions, ChatBody)
-    route("GET", "/v1/models", gateway.models)
-    route("GET", "/v1/models/{name:path}", gateway.model)
-    route("POST", "/tokenize", gateway.tokenize, TokenizeBody)
-    route("POST", "/detokenize", gateway.detokenize, DetokenizeBody)
+    add("POST", "/v1/completions", gateway.completions, CompletionBody)
+    add("POST", "/v1/chat/completions", gateway.chat_completions, ChatBody)
+    add("GET", "/v1/models", gateway.models)
+    add("GET", "/v1/models/{name:path}", gateway.model)
+    add("POST", "/tokenize", gateway.tokenize, TokenizeBody)
+    add("POST", "/detokenize", gateway.detokenize, DetokenizeBody)
     for path in ("/health", "/ping"):
-        route("GET", path, gateway.health)
-    route("GET", "/ready", gateway.ready)
-    route("GET", "/version", gateway.version)
-    route("GET", "/metrics", gateway.metrics_page)
-    route("GET", "/", gateway.page, shown=False)
-    route("GET", "/static/{name}", gateway.static, shown=False)
-    route("GET", "/events", gateway.events, shown=False)
-    route("GET", "/admin/engines", gateway.engines)
-    route("POST", "/admin/engines", gateway.add_engine, _OBJECT)
-    route("DELETE", "/admin/engines", gateway.remove_named_engine, _OBJECT)
-    route("DELETE", "/admin/engines/{name}", gateway.remove_engine)
-    route("POST", "/admin/engines/{name}/role", gateway.set_role, _OBJECT)
-    route("POST", "/update_resources", gateway.update_resources, _OBJECT)
-    route("POST", "/admin/models", gateway.add_model, _OBJECT)
-    route("DELETE", "/admin/models/{name:path}", gateway.remove_model)
+        add("GET", path, gateway.health)
+    add("GET", "/ready", gateway.ready)
+    add("GET", "/version", gateway.version)
+    add("GET", "/metrics", gateway.metrics_page)
+    add("GET", "/", gateway.page, shown=False)
+    add("GET", "/static/{name}", gateway.static, shown=False)
+    add("GET", "/events", gateway.events, shown=False)
+    add("GET", "/admin/engines", gateway.engines)
+    add("POST", "/admin/engines", gateway.add_engine, _OBJECT)
+    add("DELETE", "/admin/engines", gateway.remove_named_engine, _OBJECT)
+    add("DELETE", "/admin/engines/{name}", gateway.remove_engine)
+    add("POST", "/admin/engines/{name}/role", gateway.set_role, _OBJECT)
+    add("POST", "/update_resources", gateway.update_resources, _OBJECT)
+    add("POST", "/admin/models", gateway.add_model, _OBJECT)
+    add("DELETE", "/admin/models/{name:path}", gateway.remove_model)
 
 
 def _add_error_handlers(app: FastAPI) -> None:
