@@ -124,7 +124,6 @@ def winner_plan(asked: Asked, found: Sweep) -> Plan:
     """The best fleet as a plan on machines made up for it."""
     best, q = found.best, found.question
     assert best is not None
-    dtype, speculation = best.fleet.engines[0][0].variant
     reasons = [
         f"{q.goal}: {best.fleet}; ${best.fleet.price_per_hour:.2f}/h",
         f"{100 * best.attainment:.1f} % of the requests within limits at {best.rate_per_s:.4g}/s "
@@ -132,14 +131,12 @@ def winner_plan(asked: Asked, found: Sweep) -> Plan:
         f"{len(q.seeds)} seeds; {best.binding} binds",
         *(f"not searched: {line}" for line in found.not_searched),
     ]
-    if speculation is not None:
-        reasons.append("KV memory is that of the target alone: the draft's share is not taken off")
     outcome = Outcome(
         best.rate_per_s, best.attainment, q.mean_prompt_tokens, "sweep", tuple(reasons)
     )
     return fleet_plan(
         best.fleet,
-        q.costs.of(dtype, None),
+        q.costs.of(*best.fleet.engines[0][0].variant),
         outcome,
         handoff=asked.setting.handoff,
         mean_output_tokens=q.mean_output_tokens,
