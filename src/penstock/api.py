@@ -100,8 +100,15 @@ def plan(
             raise SpecError(
                 f"planner {planner} plans for goodput", key="--objective", value=objective
             )
-        if profiles is not None:
-            raise SpecError("has times of layers, not of whole engines", key="--profiles")
+        unknown = {"--profiles": profiles, "--prune": prune, "--time-limit": time_limit_s}
+        for flag, value in unknown.items():
+            if value is not None:
+                raise SpecError(
+                    f"planner {planner} places whole engines and does not know it",
+                    key=flag,
+                    value=value,
+                    fix="leave it out",
+                )
         return _plan_engines(
             cluster,
             model,
@@ -154,8 +161,15 @@ def _plan_engines(
     progress: ProgressCallback,
 ) -> Plan:
     from penstock.cost.step_roofline import StepRoofline
+    from penstock.cost.steps import EngineShape
+    from penstock.plan.goodput.machines import machines_of
     from penstock.plan.goodput.named import plan_engines
     from penstock.plan.goodput.planner import Task
+    from penstock.policy.baseline import (
+        engines_baseline_s,
+        has_relative_limits,
+        with_absolute_limits,
+    )
     from penstock.sim.plan_probes import SimulatedPlans
     from penstock.spec.load import load_cluster, load_model
     from penstock.spec.workloads import mean_lengths
@@ -173,6 +187,15 @@ def _plan_engines(
     else:
         _require_limits(traffic)
     cost = StepRoofline(shape)
+    if has_relative_limits(traffic.classes):
+        heads = shape.num_attention_heads
+        shapes = [
+            EngineShape(machines.accelerator, size)
+            for machines in machines_of(fleet)
+            for size in machines.tensor_parallel_sizes
+            if heads % size == 0
+        ]
+        traffic = with_absolute_limits(traffic, engines_baseline_s(cost, shapes))
     prompt, output = mean_lengths(traffic)
     task = Task(
         fleet,
