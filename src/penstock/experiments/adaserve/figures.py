@@ -32,8 +32,10 @@ def adaserve_plots(rows: Sequence[Row]) -> list[Plot]:
             curves.setdefault(key, {}).setdefault(system, []).append((float(at[1]), row))
         elif row.experiment in BARS:
             name = f"{row.experiment} {model}"
-            member = row.metric if row.experiment != "fig1" else f"{row.metric} {at[-1]}"
-            bars.setdefault(name, {})[member.removesuffix(" attainment")] = row
+            member = row.metric.removesuffix(" attainment")
+            if row.experiment == "fig1":
+                member = f"{member} {at[-1]}"
+            bars.setdefault(name, {})[member] = row
             units[name] = row.unit
     plots = []
     for (figure, model, axis, metric), found in curves.items():
