@@ -30,7 +30,7 @@ class _Call:
     """One call of attention: ``n`` sequences of ``queries`` rows and ``keys`` keys, both padded.
 
     ``rows`` ``[n * queries]`` picks the rows of the batch, None for the run from ``first`` on.
-    ``taken`` picks the outputs that are no padding, None for all. ``pages`` ``[layers, n * p]``
+    ``taken`` picks the outputs that are no padding, None for all. ``pages``, ``[n * p]`` by layer,
     hold the keys; None where the keys are the rows themselves, each seeing those before it.
     ``mask`` ``[n, 1, queries, keys]`` is added to the scores.
     """
@@ -41,7 +41,7 @@ class _Call:
     first: int
     rows: torch.Tensor | None
     taken: torch.Tensor | None
-    pages: torch.Tensor | None
+    pages: Sequence[torch.Tensor] | None
     mask: torch.Tensor | None
 
 
@@ -62,7 +62,7 @@ class AttentionPlan:
         self._start = start
         self._query_heads = query_heads
         page_size = cache.layout.page_size
-        self._slots = self._tensor(_slots(items, start, end, page_size))
+        self._slots = self._tensor(_slots(items, start, end, page_size)).unbind()
         views, row = [], 0
         for item in items:
             views.append(view_item(item, row, (start, end), window, page_size))
@@ -125,7 +125,7 @@ class AttentionPlan:
         mask = None
         if not fresh:
             table = padded_pages(group)
-            pages = self._tensor(table.reshape(len(table), -1))
+            pages = self._tensor(table.reshape(len(table), -1)).unbind()
             seen = visible(group, window)
             if seen is not None:
                 hidden = self._tensor(~seen)[:, None]

@@ -12,7 +12,7 @@ from penstock.serve.model.attention import AttentionPlan
 from penstock.serve.model.checkpoint import Checkpoint, read_checkpoint
 from penstock.serve.model.config import DTYPES, ModelConfig
 from penstock.serve.model.kv import KVCache, KVLayout, PagePool
-from penstock.serve.model.layers import Layer, Norm
+from penstock.serve.model.layers import Layer, make_norm
 from penstock.serve.model.parallel import SingleRank, TensorParallel
 from penstock.serve.model.rope import RotaryTable
 from penstock.serve.model.segments import Batch, Segment, arrange
@@ -48,7 +48,7 @@ class LayerSlice:
         self._weights = weights
         self._query_heads = config.shape.num_attention_heads // tp.size
         self._layers = [Layer(config, layer, tp) for layer in weights.layers]
-        self._final_norm = None if weights.norm is None else Norm(weights.norm, config)
+        self._final_norm = None if weights.norm is None else make_norm(weights.norm, config)
         self._rotary = (
             None if config.rope is None else RotaryTable(config.rope, self.dtype, self.device)
         )
