@@ -226,6 +226,7 @@ def simulate(
     max_concurrency: int | None = None,
     faults: str | Path | None = None,
     profiles: str | Path | None = None,
+    profile: str | Path | None = None,
     seed: int | None = None,
     step_by_step: bool = False,
     acceptance: float | None = None,
@@ -235,9 +236,11 @@ def simulate(
 
     ``router`` names one of the kind that the plan has: of paths over nodes, or of whole engines.
     For whole engines only: ``step_by_step`` skips no step (the run is the same, only slower),
-    ``acceptance`` is the share of draft tokens that the target accepts.
+    ``acceptance`` is the share of draft tokens that the target accepts, and ``profile`` a file of
+    ``penstock profile`` that prices the steps.
     """
     from penstock.plan.document import plan_to_dict, read_plan
+    from penstock.plan.profiled import profiled
     from penstock.policy.baseline import (
         has_relative_limits,
         plan_baseline_s,
@@ -249,6 +252,8 @@ def simulate(
     from penstock.spec.workload_file import workload_to_dict
 
     loaded = read_plan(Path(plan)) if isinstance(plan, (str, Path)) else plan
+    if profile is not None:
+        loaded = profiled(loaded, profile)
     if loaded.whole_engines:
         if profiles is not None:
             raise SpecError(

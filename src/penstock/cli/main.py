@@ -13,6 +13,7 @@ import typer
 
 from penstock import __version__
 from penstock.cli import (
+    bench,
     compare,
     demo,
     doctor,
@@ -53,6 +54,7 @@ app.command("plan")(plan.plan)
 app.command("simulate")(simulate.simulate)
 app.command("serve")(serve.serve)
 app.command("sweep")(sweep.sweep)
+app.command("bench")(bench.bench)
 app.command("compare")(compare.compare)
 app.command("reproduce")(reproduce.reproduce)
 app.command("export")(export.export)

@@ -55,6 +55,9 @@ def simulate(
     profiles: Path | None = typer.Option(
         None, "--profiles", help="Layer tables to use instead of the plan's cost model."
     ),
+    profile: Path | None = typer.Option(
+        None, "--profile", help="Whole engines: measured profile to use instead of the plan's cost."
+    ),
     step_by_step: bool = typer.Option(
         False, "--step-by-step", help="Whole engines: skip no step (the same run, slower)."
     ),
@@ -95,6 +98,7 @@ def simulate(
             max_concurrency=max_concurrency,
             faults=faults,
             profiles=profiles,
+            profile=profile,
             seed=seed,
             step_by_step=step_by_step,
             acceptance=acceptance,

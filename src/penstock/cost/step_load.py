@@ -18,7 +18,7 @@ from penstock.cost.linear import (
 )
 from penstock.cost.operator_tables import OperatorTableCost
 from penstock.cost.step_roofline import DEFAULT_ENGINE, StepRoofline
-from penstock.cost.step_table import StepTable
+from penstock.cost.step_table import StepTable, read_step_table
 from penstock.cost.steps import StepCostModel
 from penstock.errors import SpecError
 from penstock.spec.model import ModelSpec
@@ -138,7 +138,7 @@ def _roofline(document: Mapping[str, object], model: ModelSpec) -> StepRoofline:
 
 def _table(document: Mapping[str, object], model: ModelSpec) -> StepTable:
     read = _read(_Table, document)
-    cost = StepTable(model, read.path)
+    cost = read_step_table(model, read.path)
     _check_digest(cost.digest, read.digest, read.path)
     return cost
 

@@ -14,6 +14,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,7 @@ from penstock.spec.catalogue import catalogue
 from penstock.spec.files import read_text, read_yaml
 from penstock.spec.model import ModelSpec
 from penstock.spec.names import normalise
-from penstock.spec.strict import Count, Duration, Strict, validate
+from penstock.spec.strict import Bandwidth, Count, Duration, Strict, validate
 
 CSV_COLUMNS = ("phase", "seqs", "context_tokens", "tokens", "cached_tokens", "seconds")
 
@@ -45,8 +46,26 @@ class PrefillPoint(Strict):
     seconds: Duration
 
 
+class HostTimes(Strict):
+    """What a request takes outside of steps: ``fixed`` and so much for each prompt token."""
+
+    fixed: Duration
+    per_prompt_token: Duration = 0.0
+
+
+class LinkTimes(Strict):
+    """A line over bytes: what two workers take to hand something over."""
+
+    bandwidth: Bandwidth
+    latency: Duration = 0.0
+
+
 class StepTableFile(Strict):
-    """Measured step times of one model on one engine shape."""
+    """Measured step times of one model on one engine shape.
+
+    ``host``, ``hidden_states`` (between pipeline stages) and ``kv_transfer`` (from a prefill to a
+    decode engine) are of the server around the steps.
+    """
 
     model: str
     accelerator: str
@@ -57,6 +76,11 @@ class StepTableFile(Strict):
     decode: tuple[DecodePoint, ...] = ()
     prefill: tuple[PrefillPoint, ...] = ()
     csv: str | None = None
+    provenance: Literal["measured", "fitted"] = "measured"
+    error: str = ""
+    host: HostTimes | None = None
+    hidden_states: LinkTimes | None = None
+    kv_transfer: LinkTimes | None = None
 
 
 class StepTable:
@@ -110,9 +134,9 @@ class StepTable:
             notes.append("one context per batch size: decode time does not grow with context")
         return (
             Provenance(
-                "measured",
+                self._file.provenance,
                 f"{self._file.source} ({self._path.name})",
-                error=f"decode lines: largest residual {self._error:.1%}",
+                error=self._file.error or f"decode lines: largest residual {self._error:.1%}",
                 domain=f"{self._file.accelerator}, {seqs[0]} to {seqs[-1]} sequences, "
                 f"prompts of {tokens[0]} to {tokens[-1]} tokens",
                 notes=tuple(notes),
@@ -133,9 +157,14 @@ class StepTable:
     def to_dict(self) -> dict[str, object]:
         return {"kind": "step-table", "path": str(self._path), "digest": self.digest}
 
+    @property
+    def file(self) -> StepTableFile:
+        """The document as it was read."""
+        return self._file
+
     def _check(self, shape: EngineShape) -> None:
         measured = self._file
-        if catalogue().get(measured.accelerator).name != shape.accelerator.name:
+        if _accelerator(measured.accelerator) != _accelerator(shape.accelerator.name):
             raise SpecError(
                 f"was measured on {measured.accelerator}, not {shape.accelerator.name}",
                 source=self._path,
@@ -148,6 +177,31 @@ class StepTable:
                     source=self._path,
                     key=key,
                 )
+
+
+class HostedStepTable(StepTable):
+    """A step table whose file also says what requests take outside of steps (``HostedCost``)."""
+
+    def request_s(self, prompt_tokens: int) -> float:
+        """See ``penstock.cost.steps.HostedCost``."""
+        host = self._file.host
+        assert host is not None
+        return host.fixed + host.per_prompt_token * prompt_tokens
+
+
+def read_step_table(model: ModelSpec, path: Path | str) -> StepTable:
+    """The step times in ``path``, with the host's share where the file states it."""
+    table = StepTable(model, path)
+    return table if table.file.host is None else HostedStepTable(model, path)
+
+
+def _accelerator(name: str) -> str:
+    """The catalogue's name where it has one: a CPU, say, is in no catalogue."""
+    known = catalogue()
+    try:
+        return known.get(name).name
+    except SpecError:
+        return normalise(name)
 
 
 class TableTimer:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal
 
 from penstock.errors import InputError
@@ -13,6 +14,16 @@ from penstock.measure.fleet import Fleet
 from penstock.measure.metrics import Summary, summarise, summary_to_dict
 from penstock.measure.run import Run
 from penstock.spec.workload import SLOClass
+
+GOALS: Mapping[str, float] = MappingProxyType(
+    {
+        "output_throughput_tokens_per_s": 0.05,
+        "request_throughput_per_s": 0.05,
+        "ttft_mean_s": 0.15,
+        "tpot_mean_s": 0.07,
+    }
+)
+"""Largest relative error of a prediction that is good enough, for the metrics that decide."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +42,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A prediction against the measurement of the same thing; ``error`` is signed, relative."""
+    """A prediction against the measurement of the same thing; ``error`` is signed, relative.
+
+    ``goal``: the metric is one of those that decide whether the prediction is good.
+    """
 
     metric: Metric
     simulated: float
     measured: float
     error: float
     tolerance: float
+    goal: bool = False
 
     @property
     def verdict(self) -> Literal["within", "outside"]:
@@ -52,6 +67,12 @@ class Comparison:
     summaries: tuple[Summary, ...]
     rows: tuple[Row, ...]
     verdicts: tuple[Verdict, ...]
+
+    @property
+    def holds(self) -> bool | None:
+        """Whether the prediction is within all goals; None where nothing decides it."""
+        deciding = [item.verdict == "within" for item in self.verdicts if item.goal]
+        return all(deciding) if deciding else None
 
 
 def compare_runs(
@@ -73,7 +94,8 @@ def compare_summaries(summaries: Sequence[Summary], *, tolerance: float = 0.1) -
     """Compare ``summaries``; rows that no run defines are left out.
 
     Where simulated and measured runs are among them, the first simulated one is held against the
-    first measured one; ``tolerance`` is the largest relative error that counts as within.
+    first measured one. A metric is within where its relative error is at most that of ``GOALS``,
+    or ``tolerance`` where it has no goal of its own.
     """
     if not summaries:
         raise InputError("nothing to compare; give at least one run folder")
@@ -89,6 +111,21 @@ def compare_summaries(summaries: Sequence[Summary], *, tolerance: float = 0.1) -
         verdicts = _verdicts(rows, predicted, observed, tolerance)
     names = _distinct([summary.name for summary in summaries])
     return Comparison(names, tuple(summaries), tuple(rows), verdicts)
+
+
+def verdict_sentence(comparison: Comparison) -> str:
+    """Whether the prediction is good enough, and which goals it misses; "" where none is known."""
+    if comparison.holds is None:
+        return ""
+    deciding = [item for item in comparison.verdicts if item.goal]
+    missed = [
+        f"{item.metric.label} {item.error:+.1%} (goal {item.tolerance:.0%})"
+        for item in deciding
+        if item.verdict == "outside"
+    ]
+    if missed:
+        return f"The prediction misses {len(missed)} of {len(deciding)} goals: {', '.join(missed)}."
+    return f"The prediction is within all {len(deciding)} goals."
 
 
 def comparison_to_dict(comparison: Comparison) -> dict[str, object]:
@@ -117,10 +154,12 @@ def comparison_to_dict(comparison: Comparison) -> dict[str, object]:
                 "measured": item.measured,
                 "relative_error": item.error,
                 "tolerance": item.tolerance,
+                "goal": item.goal,
                 "verdict": item.verdict,
             }
             for item in comparison.verdicts
         ],
+        "prediction_holds": comparison.holds,
         "definitions": dict(DEFINITIONS),
     }
 
@@ -153,7 +192,9 @@ def _verdicts(
         if row.metric.better == "neither" or simulated is None or not measured:
             continue
         error = simulated / measured - 1
-        result.append(Verdict(row.metric, simulated, measured, error, tolerance))
+        key = row.metric.key
+        allowed = GOALS.get(key, tolerance)
+        result.append(Verdict(row.metric, simulated, measured, error, allowed, key in GOALS))
     return tuple(result)
 
 

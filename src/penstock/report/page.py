@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from penstock.cost.base import Provenance
-from penstock.measure.compare import Comparison, compare_runs
+from penstock.measure.compare import Comparison, compare_runs, verdict_sentence
 from penstock.measure.definitions import DEFINITIONS
 from penstock.measure.fleet import Fleet, fleet_of, fleet_of_run
 from penstock.measure.metrics import Summary
@@ -34,7 +34,8 @@ class Page:
     comparison: tuple[Table, ...]
     classes: Table | None
     first_open: int
-    verdicts: tuple[tuple[str, str, str, str, str], ...]
+    verdicts: tuple[tuple[str, str, str, str, str, str], ...]
+    verdict: str
     latency: LatencySection | None
     plans: tuple[PlanSection, ...]
     nodes: tuple[NodeSection, ...]
@@ -73,6 +74,7 @@ def build_page(
         classes=class_table(comparison) if comparison else None,
         first_open=best or 0,
         verdicts=_verdicts(comparison) if comparison else (),
+        verdict=verdict_sentence(comparison) if comparison else "",
         latency=latency_section(runs, comparison) if comparison else None,
         plans=tuple(
             plan_section(i, plan, _utilisation(plan, comparison, paired))
@@ -285,10 +287,10 @@ def _comparison_tables(comparison: Comparison) -> tuple[Table, ...]:
     return tuple(tables)
 
 
-def _verdicts(comparison: Comparison) -> tuple[tuple[str, str, str, str, str], ...]:
+def _verdicts(comparison: Comparison) -> tuple[tuple[str, str, str, str, str, str], ...]:
     result = []
     for item in comparison.verdicts:
         unit, (a, b) = row_figures([item.simulated, item.measured], item.metric.unit)
         label = f"{item.metric.label}, {unit}" if unit else item.metric.label
-        result.append((label, a, b, change(item.error), item.verdict))
+        result.append((label, a, b, change(item.error), f"{item.tolerance:.0%}", item.verdict))
     return tuple(result)

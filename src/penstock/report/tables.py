@@ -8,7 +8,7 @@ from rich.console import Group as Stack
 from rich.table import Table
 from rich.text import Text
 
-from penstock.measure.compare import Comparison
+from penstock.measure.compare import Comparison, verdict_sentence
 from penstock.measure.metrics import Distribution, Group, Summary
 from penstock.plan.plan import Plan
 from penstock.report.numbers import change, figure, row_figures
@@ -83,13 +83,35 @@ def comparison_table(comparison: Comparison) -> Stack:
                 cell.append(f" {shown:>9}", "dim not bold")
             cells.append(cell)
         table.add_row(Text.assemble(row.metric.label, (f" {unit}", "dim")), *cells)
-    parts: list[Table | Text] = [table]
+    parts: list[Table | Text | Stack] = [table]
     if comparison.verdicts:
-        parts.append(_verdict_table(comparison))
+        parts.append(verdict_table(comparison))
     lengths = [summary.window_length_s for summary in comparison.summaries]
     if max(lengths) - min(lengths) > 1e-6 * max(lengths):
         parts.append(Text("the windows differ in length; rates are per second of each", "dim"))
     return Stack(*parts)
+
+
+def verdict_table(comparison: Comparison) -> Stack:
+    """What was predicted beside what was measured, and whether that is good enough."""
+    table = Table(title="Simulated against measured", title_justify="left")
+    table.add_column("metric")
+    for column in ("simulated", "measured", "error", "allowed"):
+        table.add_column(column, justify="right")
+    table.add_column("verdict")
+    for item in comparison.verdicts:
+        colour = "green" if item.verdict == "within" else "red"
+        table.add_row(
+            Text(item.metric.label, "bold" if item.goal else ""),
+            figure(item.simulated, item.metric.unit),
+            figure(item.measured, item.metric.unit),
+            change(item.error),
+            f"{item.tolerance:.0%}",
+            Text(item.verdict, colour),
+        )
+    if comparison.holds is None:
+        return Stack(table)
+    return Stack(table, Text(verdict_sentence(comparison), "bold"))
 
 
 def plan_table(plan: Plan) -> Table:
@@ -145,24 +167,6 @@ def planners_table(plans: Sequence[Plan], summaries: Sequence[Summary]) -> Table
             f"{group.tpot.p50:,.2f}",
             f"{plan.max_flow_tokens_per_s:,.1f}",
             "" if bound is None else f"{100 * plan.max_flow_tokens_per_s / bound:,.1f}",
-        )
-    return table
-
-
-def _verdict_table(comparison: Comparison) -> Table:
-    table = Table(title="Simulated against measured", title_justify="left")
-    table.add_column("metric")
-    for column in ("simulated", "measured", "error"):
-        table.add_column(column, justify="right")
-    table.add_column("verdict")
-    for item in comparison.verdicts:
-        colour = "green" if item.verdict == "within" else "red"
-        table.add_row(
-            item.metric.label,
-            figure(item.simulated, item.metric.unit),
-            figure(item.measured, item.metric.unit),
-            change(item.error),
-            Text(item.verdict, colour),
         )
     return table
 

@@ -8,7 +8,7 @@ import pytest
 from tests.unit.measure.runs import busy_run, run_of
 
 from penstock.errors import InputError
-from penstock.measure.compare import compare_runs, comparison_to_dict
+from penstock.measure.compare import compare_runs, comparison_to_dict, verdict_sentence
 
 
 def test_the_best_is_marked_and_the_first_is_the_baseline() -> None:
@@ -34,6 +34,21 @@ def test_prediction_is_held_against_measurement() -> None:
     assert verdicts["ttft_p50_s"].error == pytest.approx(0.05)
     assert verdicts["ttft_p50_s"].verdict == "within"
     assert verdicts["itl_p50_s"].verdict == "outside"
+
+
+def test_a_prediction_is_judged_by_the_goals() -> None:
+    """Mean TTFT may be 15 % off, mean TPOT 7 %, throughput 5 %; the sentence names what misses."""
+    header = {"kind": "measured"}
+    measured = run_of([(0.0, 1, [1.0, 2.0], "finished")], header=header)
+    near = compare_runs([run_of([(0.0, 1, [1.14, 2.2], "finished")]), measured])
+    assert near.holds is True
+    assert verdict_sentence(near) == "The prediction is within all 4 goals."
+    far = compare_runs([run_of([(0.0, 1, [1.14, 2.22], "finished")]), measured])
+    assert far.holds is False
+    assert "misses 1 of 4 goals: TPOT mean +8.0% (goal 7%)" in verdict_sentence(far)
+    alone = compare_runs([measured])
+    assert alone.holds is None
+    assert verdict_sentence(alone) == ""
 
 
 def test_names_of_columns_differ() -> None:

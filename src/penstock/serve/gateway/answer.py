@@ -97,7 +97,9 @@ class Answer(Response):
         async def show(pieces: Pieces) -> None:
             nonlocal started
             body = b"".join(
-                chunks.chunk(index, piece) for index, piece in pieces if not piece.silent
+                chunks.chunk(index, piece, self._record.usage)
+                for index, piece in pieces
+                if not piece.silent
             )
             if not started:
                 started = True

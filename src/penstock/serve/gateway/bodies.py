@@ -129,6 +129,7 @@ class Body(Strict):
 
 class StreamOptions(Body):
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
 
 
 class SamplingBody(Body):

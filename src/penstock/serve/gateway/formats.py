@@ -81,10 +81,14 @@ class Chunks:
                     b'"finish_reason":null}%s' % (self._head, index, self._tail)
                 )
             elif echo:
-                events.append(self.chunk(index, Piece(echo, 0)))
+                events.append(self.chunk(index, Piece(echo, 0), None))
         return b"".join(events)
 
-    def chunk(self, index: int, piece: Piece) -> bytes:
+    def chunk(self, index: int, piece: Piece, usage: Usage | None) -> bytes:
+        """``usage`` so far goes along where the client asked for it in every chunk."""
+        tail = self._tail
+        if usage is not None and self._job.running_usage:
+            tail = b'],"usage":%s}\n\n' % _encode(usage.document())
         end = b',"finish_reason":null}'
         if piece.finish_reason:
             end = b',"finish_reason":%s,"stop_reason":%s}' % (
@@ -99,7 +103,7 @@ class Chunks:
             self._text_end,
             self._logprobs(index, piece) if self._wants_logprobs and piece.tokens else b"null",
             end,
-            self._tail,
+            tail,
         )
 
     def _logprobs(self, index: int, piece: Piece) -> bytes:

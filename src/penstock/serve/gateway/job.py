@@ -47,6 +47,7 @@ class Job:
     skip_special_tokens: bool
     stream: bool
     include_usage: bool
+    running_usage: bool
     deadline_s: float
 
 
@@ -187,6 +188,11 @@ def _job(
         skip_special_tokens=body.skip_special_tokens is not False,
         stream=bool(body.stream),
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
+        running_usage=bool(
+            body.stream_options
+            and body.stream_options.include_usage
+            and body.stream_options.continuous_usage_stats
+        ),
         deadline_s=deadline_s,
     )
 

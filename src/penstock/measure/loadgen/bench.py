@@ -1,0 +1,200 @@
+"""A workload against an endpoint, from the first look to the run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import httpx
+
+from penstock.errors import InputError
+from penstock.measure.loadgen.drive import Clock, drive_closed, drive_open
+from penstock.measure.loadgen.endpoint import Abilities, Endpoint, Refused, encode
+from penstock.measure.loadgen.events import StreamProblem
+from penstock.measure.loadgen.outcome import Outcome, measured_run
+from penstock.measure.loadgen.prompts import ROUGHLY, TextPrompts, TokenPrompts, one_token_words
+from penstock.measure.loadgen.sources import closed_requests, loop_of, open_requests
+from penstock.measure.run import Run
+from penstock.spec.workload import ClosedLoop, Request, Workload
+from penstock.spec.workload_file import workload_to_dict
+
+TOO_MANY = 429
+
+
+@dataclass(frozen=True, slots=True)
+class BenchSettings:
+    """How a server is loaded. ``model`` None = the first it serves.
+
+    ``max_concurrency`` makes a closed loop of any workload; ``num_requests`` ends the load early.
+    ``ignore_eos``: outputs have the lengths of the workload.
+    """
+
+    url: str
+    model: str | None = None
+    api_key: str | None = None
+    temperature: float = 0.0
+    ignore_eos: bool = True
+    max_concurrency: int | None = None
+    num_requests: int | None = None
+    timeout_s: float = 600.0
+    seed: int | None = None
+
+
+Prompts = TokenPrompts | TextPrompts
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How far a load is. ``share`` is of the seconds of the workload or of its requests."""
+
+    sent: int
+    ended: int
+    failed: int
+    tokens: int
+    share: float | None
+
+
+Report = Callable[[Standing], None]
+
+
+async def bench(
+    workload: Workload,
+    settings: BenchSettings,
+    stop: asyncio.Event | None = None,
+    report: Report = lambda _standing: None,
+) -> Run:
+    """Load the endpoint and return what its client saw; ``stop`` ends early and keeps the rest.
+
+    Raises ``InputError`` where the server cannot be reached, asks for another key or does not
+    serve the model; requests that fail later are rows of the run.
+    """
+    if settings.num_requests is not None and settings.num_requests < 1:
+        raise InputError(f"--num-requests: must be at least 1 (got {settings.num_requests})")
+    loop = loop_of(workload, settings.max_concurrency)
+    endpoint = Endpoint(settings.url, api_key=settings.api_key, timeout_s=settings.timeout_s)
+    try:
+        options: dict[str, object] = {"temperature": settings.temperature}
+        if settings.ignore_eos:
+            options["ignore_eos"] = True
+        abilities = await endpoint.look(settings.model, options)
+        seed = workload.seed if settings.seed is None else settings.seed
+        client = Client(endpoint, abilities, await _prompts(endpoint, abilities, seed), seed)
+        most = settings.num_requests
+        stop = stop or asyncio.Event()
+        return await _load(workload, most, client, loop, stop=stop, report=report)
+    finally:
+        await endpoint.close()
+
+
+async def _prompts(endpoint: Endpoint, abilities: Abilities, seed: int) -> Prompts:
+    if abilities.vocabulary:
+        return TokenPrompts(abilities.vocabulary, seed)
+    count = partial(endpoint.count, abilities.model)
+    return TextPrompts(await one_token_words(count) if abilities.counts else ROUGHLY, seed)
+
+
+async def _load(
+    workload: Workload,
+    most: int | None,
+    client: Client,
+    loop: ClosedLoop | None,
+    *,
+    stop: asyncio.Event,
+    report: Report,
+) -> Run:
+    seed = client.seed
+    watching = asyncio.ensure_future(_watch(client, workload, most, report))
+    client.start()
+    try:
+        if loop is None:
+            requests = open_requests(workload, seed, most)
+            await drive_open(requests, client.prepare, client.clock, stop)
+        else:
+            draw = closed_requests(workload, seed, most)
+            await drive_closed(loop, draw, client.prepare, client.clock, stop)
+    finally:
+        watching.cancel()
+    end_s = client.clock()
+    document: dict[str, object] = {
+        **workload_to_dict(workload),
+        "max_concurrency": loop.concurrency if loop else None,
+        "request_rate": getattr(workload.arrivals, "rate_per_s", None) if loop is None else None,
+    }
+    header = {
+        "seed": seed,
+        "model": client.abilities.model,
+        "url": client.endpoint.url,
+        "workload": document,
+        "prompts": "token ids" if client.abilities.vocabulary else "text",
+        "stopped": stop.is_set(),
+    }
+    whole = not stop.is_set() and (most is None or len(client.outcomes) < most)
+    name = f"measured-{workload.name}"
+    return measured_run(name, client.outcomes, workload, end_s=end_s, whole=whole, header=header)
+
+
+class Client:
+    """Makes requests, sends them and keeps their outcomes. ``clock`` starts with ``start``."""
+
+    def __init__(
+        self, endpoint: Endpoint, abilities: Abilities, prompts: Prompts, seed: int
+    ) -> None:
+        self.endpoint, self.abilities, self.seed = endpoint, abilities, seed
+        self.outcomes: list[Outcome] = []
+        self._clock: Clock = asyncio.get_running_loop().time
+        self._start_s = self._clock()
+        self._prompts = prompts
+
+    def start(self) -> None:
+        """Second 0 is now."""
+        self._start_s = self._clock()
+
+    def clock(self) -> float:
+        """Seconds since ``start``."""
+        return self._clock() - self._start_s
+
+    def prepare(self, request: Request) -> Callable[[], Awaitable[None]]:
+        """Build the body of ``request``; what this gives sends it."""
+        body = encode(
+            {
+                "model": self.abilities.model,
+                "prompt": self._prompts.make(request),
+                "max_tokens": request.output_tokens,
+                **self.abilities.extras,
+            }
+        )
+        headers = {"x-slo-class": request.class_name} if request.class_name else {}
+        return partial(self._send, Outcome(request), body, headers)
+
+    async def _send(self, outcome: Outcome, body: bytes, headers: Mapping[str, str]) -> None:
+        self.outcomes.append(outcome)
+        outcome.sent_s = self.clock()
+        try:
+            await self.endpoint.complete(body, headers, self.clock, outcome.stream)
+            outcome.status = "finished" if outcome.stream.tokens else "failed"
+        except Refused as error:
+            outcome.status = "rejected" if error.status == TOO_MANY else "failed"
+            outcome.problem = str(error)
+        except (httpx.HTTPError, StreamProblem) as error:
+            outcome.status, outcome.problem = "failed", str(error) or type(error).__name__
+
+    def standing(self) -> tuple[int, int, int, int]:
+        """(sent, ended, failed, output tokens so far)."""
+        states = [one.status for one in self.outcomes]
+        tokens = sum(count for one in self.outcomes for _, count in one.stream.tokens)
+        ended = len(states) - states.count("running")
+        return len(states), ended, ended - states.count("finished"), tokens
+
+
+async def _watch(client: Client, workload: Workload, most: int | None, report: Report) -> None:
+    """Report twice a second."""
+    while True:
+        await asyncio.sleep(0.5)
+        sent, ended, failed, tokens = client.standing()
+        shares = [ended / most] if most else []
+        if 0 < workload.duration_s < float("inf"):
+            shares.append(client.clock() / workload.duration_s)
+        share = min(1.0, max(shares)) if shares else None
+        report(Standing(sent, ended, failed, tokens, share))
