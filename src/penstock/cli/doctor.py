@@ -17,7 +17,9 @@ from penstock.cli.common import Format, print_json
 
 BASE = ("numpy", "highspy", "numba", "pydantic", "PyYAML", "typer", "rich", "Jinja2")
 OPTIONAL = {
-    "matplotlib": ("figures of 'penstock reproduce'", "pip install 'penstock[report]'"),
+    "torch": ("'penstock serve' and 'profile'", "pip install 'penstock[serve]'"),
+    "ray": ("'penstock serve' on Ray and 'sweep --ray'", "pip install 'penstock[serve]'"),
+    "fastapi": ("'penstock serve'", "pip install 'penstock[serve]'"),
     "gurobipy": ("helix-milp with Gurobi instead of HiGHS", "pip install gurobipy"),
 }
 MINIMUM_FREE_BYTES = 200_000_000
