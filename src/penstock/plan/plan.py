@@ -103,11 +103,11 @@ class Routing:
     """
 
     router: RouterName = "maxflow"
-    engine_router: EngineRouterName = "least-outstanding"
-    decode_router: EngineRouterName = "least-outstanding"
     kv_high_water_mark: float = 0.9
     expected_output_tokens: float = 240.0
     min_flow_share: float = 0.05
+    engine_router: EngineRouterName = "least-outstanding"
+    decode_router: EngineRouterName = "least-outstanding"
 
 
 @dataclass(frozen=True, slots=True)
