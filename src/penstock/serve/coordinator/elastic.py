@@ -7,12 +7,13 @@ their place in the plan.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from itertools import count
 from typing import TYPE_CHECKING
 
 from penstock.errors import InputError
-from penstock.plan.plan import Role
+from penstock.plan.plan import Engine, Role
 from penstock.spec.availability import ROLES
 from penstock.spec.names import did_you_mean
 
@@ -29,6 +30,11 @@ class Elastic:
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self._busy = ""
+        self._numbered: dict[int, Engine] = {}
+
+    def number(self, engines: Iterable[Engine]) -> None:
+        """Note the numbers of SDS's operations: places in the plan, for good."""
+        self._numbered = dict(enumerate(engines))
 
     async def administer(self, action: str, body: Body) -> Body:
         """Run an action of ``Generator.administer``. Raises ``InputError`` where it is refused."""
@@ -52,9 +58,11 @@ class Elastic:
         """Add a copy of the engine ``like`` (default: the first) as ``name``, with ``role``."""
         fleet = self._fleet
         like = fleet.named(_text(body, "like", fleet.engines[0].name))
-        name = _text(body, "name", f"{like.name}-{len(fleet.engines)}")
+        names = {engine.name for engine in fleet.engines}
+        free = (f"{like.name}-{n}" for n in count(len(names)))
+        name = _text(body, "name", next(n for n in free if n not in names))
         role = _role(body.get("role", like.engine.role))
-        if any(engine.name == name for engine in fleet.engines):
+        if name in names:
             raise InputError(f"an engine called {name!r} is there already")
         fleet.check_roles(more=(role,))
         engine = replace(like.engine, name=name, role=role)
@@ -88,11 +96,11 @@ class Elastic:
         drain = {key: body[key] for key in ("drain_s",) if key in body}
         match operation, params:
             case "remove", [number]:
-                return await self.remove({"name": self._numbered(number).name, **drain})
-            case "add", [role, number]:
-                return await self.add({"role": role, "name": f"engine-{number}"})
+                return await self.remove({"name": self._of(number).name, **drain})
+            case "add", [role, int(number)]:
+                return await self._come_back(number, _role(role))
             case "change", [old, number, new, other]:
-                engine = self._numbered(number)
+                engine = self._of(number)
                 if number != other:
                     raise InputError(f"params: an engine keeps its number (got {params})")
                 if engine.engine.role != _role(old):
@@ -103,15 +111,25 @@ class Elastic:
             "add [role, id] or change [old role, id, new role, id]"
         )
 
-    def _numbered(self, number: object) -> EngineDriver:
+    async def _come_back(self, number: int, role: Role) -> Body:
+        """Add the engine with ``number``: as the plan has it, or a copy of the first."""
+        fleet = self._fleet
+        planned = self._numbered.get(number)
+        if planned is None:
+            planned = replace(fleet.engines[0].engine, name=f"engine-{number}")
+        if any(engine.name == planned.name for engine in fleet.engines):
+            raise InputError(f"params: the engine {number} ({planned.name}) is there already")
+        fleet.check_roles(more=(role,))
+        await fleet.add(replace(planned, role=role), 1.0)
+        self._numbered[number] = planned
+        return {"name": planned.name, "role": role}
+
+    def _of(self, number: object) -> EngineDriver:
+        planned = self._numbered.get(number) if type(number) is int else None
         for engine in self._fleet.engines:
-            if engine.name == f"engine-{number}":
+            if planned is not None and engine.name == planned.name:
                 return engine
-        if isinstance(number, int) and not isinstance(number, bool):
-            for engine in self._fleet.engines:
-                if engine.index == number:
-                    return engine
-        raise InputError(f"params: no engine has the number {number!r}")
+        raise InputError(f"params: no engine has the number {number!r} now")
 
 
 def _text(body: Body, key: str, default: str | None = None) -> str:

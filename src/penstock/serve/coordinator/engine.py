@@ -103,6 +103,7 @@ class EngineDriver(EngineView):
         self._trace = trace
         self._flight: deque[Flight] = deque()
         self._commands: list[Command] = []
+        self._pieces: set[int] = set()
         self._number = 0
         self._started_s = clock()
         self.reset()
@@ -134,8 +135,15 @@ class EngineDriver(EngineView):
             self.scheduler.blocks.changes = []
         self._flight.clear()
         self._commands.clear()
+        self._pieces.clear()
         self.attempts.clear()
         self.handed.clear()
+
+    def empty(self) -> None:
+        """Let the workers free what they still keep, and begin anew."""
+        self._commands += [Evict(piece) for piece in sorted(self._pieces)]
+        self.flush()
+        self.reset()
 
     # -- requests -----------------------------------------------------------------------------
 
@@ -172,7 +180,12 @@ class EngineDriver(EngineView):
                 break
             self._dispatch(batch)
         scheduler.stays.clear()
-        if self.alive and self._commands and not self._flight:
+        if not self._flight:
+            self.flush()
+
+    def flush(self) -> None:
+        """Tell the workers what else would wait for the next step."""
+        if self.alive and self._commands:
             self._post((), ())
 
     def _preempted(self) -> None:
@@ -293,8 +306,10 @@ class EngineDriver(EngineView):
         if changes:
             for what, piece in changes:
                 if what == "evict":
+                    self._pieces.remove(piece)
                     self._commands.append(Evict(piece))
                 else:
+                    self._pieces.add(piece)
                     self._commands.append(Store(*owners[piece], piece))
             changes.clear()
 

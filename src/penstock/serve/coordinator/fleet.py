@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import replace
 from itertools import count
@@ -17,7 +16,7 @@ from penstock.serve.coordinator.elastic import Elastic
 from penstock.serve.coordinator.engine import Attempt, Decision, EngineDriver
 from penstock.serve.coordinator.handover import Handover
 from penstock.serve.coordinator.live import Live
-from penstock.serve.coordinator.moment import when_settled
+from penstock.serve.coordinator.moment import together, when_settled
 from penstock.serve.coordinator.options import ServeOptions
 from penstock.serve.coordinator.speculative import SpeculativeDriver
 from penstock.serve.pool import WorkerPool, WorkerSpec
@@ -52,7 +51,8 @@ class Fleet:
         )
         self._rows = count()
         self._attempts: dict[int, Attempt] = {}
-        self._homeless: deque[Live] = deque()
+        self._homeless: dict[Live, asyncio.TimerHandle] = {}
+        self._lost: dict[str, str] = {}
         self._workers: dict[str, EngineDriver] = {}
         self._elastic = Elastic(self)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -60,6 +60,7 @@ class Fleet:
         weights = rules.engine_weights(plan)
         for engine, weight in zip(plan.engines, weights, strict=True):
             self._driver(engine, weight)
+        self._elastic.number(plan.engines)
 
     # -- workers ------------------------------------------------------------------------------
 
@@ -94,16 +95,16 @@ class Fleet:
 
     async def start(self) -> None:
         """Start all workers. Raises ``InputError`` for the first one that cannot be built."""
-        results = await asyncio.gather(
-            *(self._start(engine) for engine in self.engines), return_exceptions=True
-        )
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
+        await together(self._start(engine) for engine in self.engines)
 
     async def _start(self, engine: EngineDriver) -> None:
+        """Start the workers of an engine. Raises ``InputError`` where one is missing at the end."""
         specs = [self._spec(engine, i) for i in range(len(engine.stages))]
-        await asyncio.gather(*(self._pool.start(spec) for spec in specs))
+        self._lost.pop(engine.name, None)
+        await together(self._pool.start(spec) for spec in specs)
+        if engine.name in self._lost:
+            # One stage has died while another was loading.
+            raise InputError(self._lost.pop(engine.name))
         engine.reset()
         engine.alive = True
 
@@ -158,8 +159,9 @@ class Fleet:
 
     def cancel(self, live: Live) -> None:
         """Free what a request holds, wherever it is."""
-        if live in self._homeless:
-            self._homeless.remove(live)
+        timer = self._homeless.pop(live, None)
+        if timer is not None:
+            timer.cancel()
             return
         attempt = self._attempts.pop(live.row, None)
         if attempt is None or self._handover.cancel(attempt.seq.row):
@@ -203,15 +205,13 @@ class Fleet:
         self._pump(engine)
 
     def _wait_for_engine(self, live: Live) -> None:
-        self._homeless.append(live)
         loop = asyncio.get_running_loop()
-        loop.call_later(self._options.unavailable_s, self._give_up, live)
+        self._homeless[live] = loop.call_later(self._options.unavailable_s, self._give_up, live)
 
     def _give_up(self, live: Live) -> None:
-        if live in self._homeless:
-            self._homeless.remove(live)
-            live.fail(Unavailable("no engine can serve this request now"))
-            self._ended(live)
+        del self._homeless[live]
+        live.fail(Unavailable("no engine can serve this request now"))
+        self._ended(live)
 
     def _pump(self, engine: EngineDriver) -> None:
         """Form steps once everything that happens at this moment is done."""
@@ -252,7 +252,9 @@ class Fleet:
     def died(self, worker: str, why: str) -> None:
         """A worker is gone: its engine's requests start over elsewhere, from what they have."""
         engine = self._workers.get(worker)
-        if engine is not None and engine.alive:
+        if engine is not None and not engine.alive:
+            self._lost[engine.name] = why
+        elif engine is not None:
             self._lose(engine)
             if self._options.restart:
                 self._spawn(self._revive(engine))
@@ -268,8 +270,10 @@ class Fleet:
     def _restart(self, attempt: Attempt) -> None:
         """Serve a request anew from its prompt and the tokens its client already has."""
         live = attempt.live
-        self._attempts.pop(live.row, None)
+        known = self._attempts.pop(live.row, None)
         if live.ended:
+            if known is not None:
+                self._ended(live)
             return
         live.attempts += 1
         self.restarted_requests += 1
@@ -279,19 +283,24 @@ class Fleet:
     async def _revive(self, engine: EngineDriver) -> None:
         """Start the workers of an engine anew until it stands."""
         self.restarts += 1
-        for hop in engine.stages:
-            await self._pool.stop(hop.worker)
+        await self._stop(engine)
         while engine in self.engines and not engine.alive:
             try:
                 await self._start(engine)
             except InputError:
                 await asyncio.sleep(self._options.restart_delay_s)
+        if engine not in self.engines:
+            await self._stop(engine)
         self._retry_homeless()
         self._handover.retry()
 
+    async def _stop(self, engine: EngineDriver) -> None:
+        await together(self._pool.stop(hop.worker) for hop in engine.stages)
+
     def _retry_homeless(self) -> None:
-        waiting, self._homeless = self._homeless, deque()
-        for live in waiting:
+        waiting, self._homeless = self._homeless, {}
+        for live, timer in waiting.items():
+            timer.cancel()
             seq = self._sequence(live)
             self._place(Attempt(live, seq), seq.total_tokens)
 
@@ -348,8 +357,7 @@ class Fleet:
         """Drain and end an engine; returns how many requests had to start over elsewhere."""
         moved = await self._drain(engine, drain_s)
         self._forget(engine)
-        for hop in engine.stages:
-            await self._pool.stop(hop.worker)
+        await self._stop(engine)
         return moved
 
     async def change_role(self, engine: EngineDriver, role: Role, drain_s: float | None) -> None:
@@ -357,7 +365,7 @@ class Fleet:
         await self._drain(engine, drain_s)
         engine.engine = replace(engine.engine, role=role)
         if engine.alive:
-            engine.reset()
+            engine.empty()
         engine.draining = False
         self._retry_homeless()
         self._handover.retry()
@@ -366,14 +374,17 @@ class Fleet:
         """Let an engine finish what it has, for ``drain_s`` at most; the rest starts over."""
         engine.draining = True
         end_s = self._clock() + (self._options.drain_s if drain_s is None else drain_s)
-        while engine.alive and not engine.idle and self._clock() < end_s:
-            await asyncio.sleep(_LOOK_S)
-        left = [a for a in engine.attempts.values() if not a.cancelled]
-        for attempt in left:
-            engine.cancel(attempt.seq.row)
-        engine.pump()
+        left: list[Attempt] = []
         while engine.alive and (not engine.idle or self._handover.uses(engine)):
+            if self._clock() >= end_s:
+                self._handover.recall(engine)
+                more = [a for a in engine.attempts.values() if not a.cancelled]
+                for attempt in more:
+                    engine.cancel(attempt.seq.row)
+                left += more
+                engine.pump()
             await asyncio.sleep(_LOOK_S)
+        # Only now: a step under way still brings them tokens.
         for attempt in left:
             self._restart(attempt)
         return len(left)
@@ -395,9 +406,19 @@ class Fleet:
         return "both" in roles or {"prefill", "decode"} <= roles
 
     async def close(self) -> None:
+        for engine in self.engines:
+            engine.alive = False
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        for timer in self._homeless.values():
+            timer.cancel()
+        lives = [*self._homeless, *(attempt.live for attempt in self._attempts.values())]
+        self._homeless.clear()
+        self._attempts.clear()
+        for live in lives:
+            live.fail(Unavailable("the server has stopped"))
+            self._ended(live)
 
 
 _LOOK_S = 0.01

@@ -119,6 +119,15 @@ class Handover:
                 return True
         return False
 
+    def recall(self, source: EngineDriver) -> None:
+        """Compute again elsewhere what waits to leave ``source``."""
+        left = [transfer for transfer in self._pending if transfer.source is source]
+        for transfer in left:
+            self._pending.remove(transfer)
+            self._release_source(transfer)
+            if not transfer.attempt.cancelled:
+                self._restart(transfer.attempt)
+
     def lost(self, engine: EngineDriver) -> None:
         """``engine`` is gone with its KV memory."""
         kept: deque[Transfer] = deque()
@@ -156,6 +165,8 @@ class Handover:
         transfer.number = self._numbers
         transfer.missing = {stage.worker for stage in target.stages}
         self._moving[transfer.number] = transfer
+        # Its workers make the room that its scheduler has counted.
+        target.flush()
         for stage in transfer.source.stages:
             targets = tuple(part for hop in target.stages if (part := _overlap(stage, hop)))
             self._push(

@@ -28,6 +28,7 @@ class Live:
         "_pending",
         "_reader",
         "_stop",
+        "_told",
         "admitted_s",
         "arrival_s",
         "attempts",
@@ -86,6 +87,7 @@ class Live:
         self._logprobs: list[TokenLogprobs] = []
         self._error: ServeError | None = None
         self._reader: asyncio.Future[None] | None = None
+        self._told = False
 
     # -- what the server knows ----------------------------------------------------------------
 
@@ -182,12 +184,17 @@ class Live:
             await self._reader
         if self._error is not None and not self._pending:
             raise self._error
+        queued_s = None
+        if not self._told and self.admitted_s == self.admitted_s:
+            queued_s = self.admitted_s - self.arrival_s
+        self._told = True
         delta = TokenDelta(
             tuple(self._pending),
             tuple(self._logprobs),
             None if self._error is not None else self.finish_reason,
             self.stop_token,
             self.cached_tokens,
+            queued_s,
         )
         self._pending.clear()
         self._logprobs.clear()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
 from math import ceil
 from random import Random
 
@@ -23,8 +22,9 @@ from penstock.policy.kv import KVExpectation, KVPool, preemption_victim
 from penstock.policy.route import Hop as PlannedHop
 from penstock.policy.routing import make_router
 from penstock.policy.topology import Topology
+from penstock.serve.coordinator.life import Life, NodeView
 from penstock.serve.coordinator.live import Live
-from penstock.serve.coordinator.moment import when_settled
+from penstock.serve.coordinator.moment import together, when_settled
 from penstock.serve.coordinator.options import ServeOptions
 from penstock.serve.pool import WorkerPool, WorkerSpec
 from penstock.serve.protocol import EngineStatus, RequestTooLong, Unavailable
@@ -38,49 +38,6 @@ from penstock.serve.wire import (
     StepDone,
     ToCoordinator,
 )
-
-
-@dataclass(slots=True, eq=False)
-class Life:
-    """A request from its admission to its end, its preemption or the loss of a node.
-
-    ``number`` counts admissions and names it to the workers; ``context`` tokens have KV entries on
-    every hop, ``fed`` more run now.
-    """
-
-    live: Live
-    number: int = 0
-    context: int = 0
-    fed: int = 0
-    ticket: Ticket | None = None
-    hops: tuple[PlannedHop, ...] = ()
-    legs: tuple[int, ...] = ()
-    since_s: float = 0.0
-
-    @property
-    def prompt_tokens(self) -> int:
-        return self.live.prompt_tokens
-
-    @property
-    def generated_tokens(self) -> int:
-        return self.live.output_tokens
-
-
-@dataclass(slots=True)
-class NodeView:
-    """What the coordinator knows of a node. ``pool`` counts (token, layer) entries in pages."""
-
-    pool: KVPool
-    alive: bool = False
-    queued_first: int = 0
-    running: int = 0
-    busy_s: float = 0.0
-    batches: int = 0
-    prompt_tokens: int = 0
-    decode_tokens: int = 0
-    preemptions: int = 0
-    outgoing: list[Item] = field(default_factory=list)
-    begins: list[Begin] = field(default_factory=list)
 
 
 class Paths:
@@ -115,18 +72,14 @@ class Paths:
         self._tasks: set[asyncio.Task[None]] = set()
         self._flushing: set[int] = set()
         self._retrying = False
+        self._cuts = 0
         self._started_s = clock()
 
     # -- workers ------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Start all workers. Raises ``InputError`` for the first one that cannot be built."""
-        results = await asyncio.gather(
-            *(self._start(i) for i in range(len(self._nodes))), return_exceptions=True
-        )
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
+        await together(self._start(i) for i in range(len(self._nodes)))
 
     async def _start(self, i: int) -> None:
         await self._pool.start(self._spec(i))
@@ -248,10 +201,12 @@ class Paths:
     def _wait(self, life: Life) -> None:
         if not self._topology.connected:
             loop = asyncio.get_running_loop()
-            loop.call_later(self._options.unavailable_s, self._give_up, life)
+            loop.call_later(self._options.unavailable_s, self._give_up, life, self._cuts)
 
-    def _give_up(self, life: Life) -> None:
-        if life in self._gate.waiting and not self._topology.connected:
+    def _give_up(self, life: Life, cut: int) -> None:
+        """End a request that has waited through all of the ``cut``-th loss of connection."""
+        still = cut == self._cuts and not self._topology.connected
+        if still and life in self._gate.waiting:
             self._gate.waiting.remove(life)
             self._of_row.pop(life.live.row, None)
             life.live.fail(Unavailable("the nodes that are left do not hold the whole model"))
@@ -437,11 +392,13 @@ class Paths:
         left = self._whole.restricted(down, ())
         if down:
             left = self._whole.restricted(down, (), self._flow(left, down))
+        newly_cut = self._topology.connected and not left.connected
+        self._cuts += newly_cut
         self._topology = left
         self._router.rebuild(left)
         self._kv.rebuild(left)
         self._gate.rebuild(left, impaired=bool(down))
-        for life in tuple(self._gate.waiting):
+        for life in tuple(self._gate.waiting) if newly_cut else ():
             self._wait(life)
         self._retry()
 
@@ -498,6 +455,14 @@ class Paths:
         )
 
     async def close(self) -> None:
+        for node in self._nodes:
+            node.alive = False
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        lives = [life.live for life in self._of_row.values()]
+        for entries in (self._of_row, self._lives, self._gate.waiting):
+            entries.clear()
+        for live in lives:
+            live.fail(Unavailable("the server has stopped"))
+            self._ended(live)

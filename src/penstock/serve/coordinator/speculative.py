@@ -106,8 +106,7 @@ class SpeculativeDriver(EngineDriver):
                 live.admitted_s = now
         batch = self._batcher.next_batch()
         if batch is None:
-            if self._commands:
-                self._post((), ())
+            self.flush()
             return
         self._batch = batch
         items = [self._prompt_item(row, tokens) for row, tokens in batch.prefill]

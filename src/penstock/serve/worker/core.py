@@ -83,6 +83,8 @@ class Worker:
             if isinstance(message, Step):
                 self._transfers.forget(c.seq for c in message.commands if isinstance(c, Free))
                 running = self._duty.take(message, buffer)
+                if message.commands:
+                    self._transfers.retry()
                 if running is not None:
                     return running
             else:

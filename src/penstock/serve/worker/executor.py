@@ -44,6 +44,10 @@ class TransferRefused(Exception):  # noqa: N818 - an answer, not a fault
     """KV entries that came from another worker cannot be used."""
 
 
+class NoRoom(TransferRefused):
+    """There are no pages for them until something else is freed."""
+
+
 class Job(NamedTuple):
     """``tokens`` of a sequence after ``context`` cached ones, through ``[start, end)`` layers."""
 
@@ -120,7 +124,10 @@ class Executor(Protocol):
         ...
 
     def load_layer(self, seq: int, layer: int, tokens: int, content: Buffer) -> None:
-        """Write what ``export_layer`` gave elsewhere; raises ``TransferRefused``."""
+        """Write what ``export_layer`` gave elsewhere.
+
+        Raises ``TransferRefused``, or ``NoRoom`` where it may be tried again.
+        """
         ...
 
     def close(self) -> None:

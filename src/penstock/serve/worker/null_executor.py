@@ -11,9 +11,9 @@ from penstock.serve.worker.executor import (
     Buffer,
     Job,
     NodeTimer,
+    NoRoom,
     Outcome,
     PageCount,
-    TransferRefused,
     Work,
     WorkerFault,
 )
@@ -121,7 +121,7 @@ class NullExecutor:
         try:
             self._reserve(seq, self._layers, tokens)
         except WorkerFault as error:
-            raise TransferRefused(str(error)) from None
+            raise NoRoom(str(error)) from None
 
     def close(self) -> None:
         return

@@ -26,6 +26,7 @@ from penstock.serve.worker.drawing import Drawing
 from penstock.serve.worker.executor import (
     Buffer,
     Job,
+    NoRoom,
     Outcome,
     PageCount,
     TransferRefused,
@@ -223,11 +224,14 @@ class TorchExecutor:
             pages = self._new_pages(seq, self._spec.start_layer, self._spec.end_layer)
         try:
             pages.reserve(tokens)
-            count = -(-tokens // self._spec.page_size)
-            ids = pages.table[layer - pages.start, :count]
-            cache = self.model.cache
+        except OutOfPages as error:
+            raise NoRoom(str(error)) from error
+        count = -(-tokens // self._spec.page_size)
+        ids = pages.table[layer - pages.start, :count]
+        cache = self.model.cache
+        try:
             cache.load(ids, memoryview(content), cache.layout)
-        except (OutOfPages, InputError) as error:
+        except InputError as error:
             raise TransferRefused(str(error)) from error
 
     def close(self) -> None:

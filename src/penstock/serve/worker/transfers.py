@@ -7,7 +7,7 @@ from zlib import crc32
 
 from penstock.serve.pool import WorkerSpec
 from penstock.serve.wire import COORDINATOR, Free, KVLayer, KVReceived, PushKV
-from penstock.serve.worker.executor import Buffer, Executor, Send, TransferRefused
+from penstock.serve.worker.executor import Buffer, Executor, NoRoom, Send, TransferRefused
 from penstock.serve.worker.recent import Recent
 
 
@@ -15,7 +15,8 @@ class Transfers:
     """What leaves and what arrives. A transfer that fails leaves no pages behind.
 
     A sequence that was freed here is not pushed here again: what comes for it comes late, from a
-    sender that had not heard yet.
+    sender that had not heard yet. Layers that find no pages wait for what is being freed: the
+    coordinator has counted the room, but its word may travel another way than the entries.
     """
 
     def __init__(self, spec: WorkerSpec, executor: Executor, send: Send) -> None:
@@ -25,10 +26,17 @@ class Transfers:
         self._missing: dict[int, int] = {}
         self._refused: dict[int, int] = {}
         self._freed = Recent()
+        self._held: list[tuple[KVLayer, Buffer]] = []
 
     def forget(self, seqs: Iterable[int]) -> None:
         """Drop what still comes for ``seqs``."""
         self._freed.add(seqs)
+
+    def retry(self) -> None:
+        """Try again what had no room; call when pages were freed."""
+        held, self._held = self._held, []
+        for message, content in held:
+            self.receive(message, content)
 
     def push(self, message: PushKV) -> None:
         """Send each layer as soon as it is copied, so that the receiver writes meanwhile."""
@@ -58,6 +66,9 @@ class Transfers:
             return
         try:
             self._write(message, content)
+        except NoRoom:
+            self._held.append((message, content))
+            return
         except TransferRefused as error:
             left = self._missing.pop(number, layers) - 1
             if left:
