@@ -14,12 +14,14 @@ import typer
 from penstock import __version__
 from penstock.cli import (
     bench,
+    calibrate,
     compare,
     demo,
     doctor,
     export,
     init,
     plan,
+    profile,
     reproduce,
     schema,
     serve,
@@ -55,6 +57,8 @@ app.command("simulate")(simulate.simulate)
 app.command("serve")(serve.serve)
 app.command("sweep")(sweep.sweep)
 app.command("bench")(bench.bench)
+app.command("profile")(profile.profile)
+app.command("calibrate")(calibrate.calibrate)
 app.command("compare")(compare.compare)
 app.command("reproduce")(reproduce.reproduce)
 app.command("export")(export.export)

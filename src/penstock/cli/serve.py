@@ -81,7 +81,7 @@ def serve(
         plan, model, kv_memory, (replicas, pipeline, tensor), _speculation(draft_model, speculation)
     )
     check_writable(record)
-    _need_extra()
+    need_extra()
     from penstock.serve.coordinator.options import ServeOptions
     from penstock.serve.gateway import GatewaySettings
     from penstock.serve.launch import LaunchSettings
@@ -143,7 +143,7 @@ def _speculation(draft_model: Path | None, method: str) -> object:
     return SpeculationSettings(method, str(draft_model))  # type: ignore[arg-type]
 
 
-def _need_extra() -> None:
+def need_extra() -> None:
     """Say which extra is missing, in one line."""
     from importlib.util import find_spec
 

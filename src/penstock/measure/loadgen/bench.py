@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 
 import httpx
@@ -73,17 +74,23 @@ async def bench(
     if settings.num_requests is not None and settings.num_requests < 1:
         raise InputError(f"--num-requests: must be at least 1 (got {settings.num_requests})")
     loop = loop_of(workload, settings.max_concurrency)
+    seed = workload.seed if settings.seed is None else settings.seed
+    async with open_client(replace(settings, seed=seed)) as client:
+        most, stop = settings.num_requests, stop or asyncio.Event()
+        return await _load(workload, most, client, loop, stop=stop, report=report)
+
+
+@asynccontextmanager
+async def open_client(settings: BenchSettings) -> AsyncIterator[Client]:
+    """A client that knows what the endpoint takes. Raises ``InputError``, as ``bench`` does."""
     endpoint = Endpoint(settings.url, api_key=settings.api_key, timeout_s=settings.timeout_s)
     try:
         options: dict[str, object] = {"temperature": settings.temperature}
         if settings.ignore_eos:
             options["ignore_eos"] = True
         abilities = await endpoint.look(settings.model, options)
-        seed = workload.seed if settings.seed is None else settings.seed
-        client = Client(endpoint, abilities, await _prompts(endpoint, abilities, seed), seed)
-        most = settings.num_requests
-        stop = stop or asyncio.Event()
-        return await _load(workload, most, client, loop, stop=stop, report=report)
+        seed = settings.seed or 0
+        yield Client(endpoint, abilities, await _prompts(endpoint, abilities, seed), seed)
     finally:
         await endpoint.close()
 

@@ -1,0 +1,61 @@
+"""Ask an endpoint all probes, one after the other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from penstock.errors import InputError
+from penstock.measure.loadgen.bench import Client
+from penstock.measure.loadgen.outcome import Outcome
+from penstock.profile.probes import Probe
+from penstock.spec.workload import Request
+
+Report = Callable[[int, Probe], None]
+_PAUSE_S = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A probe and what the client saw of its requests."""
+
+    probe: Probe
+    outcomes: Sequence[Outcome]
+
+
+async def drive(
+    client: Client,
+    wanted: Iterable[Probe],
+    report: Report = lambda _done, _probe: None,
+    *,
+    until_s: float | None = None,
+) -> list[Seen]:
+    """Run the probes in turn; stop before the first one that would start after ``until_s``.
+
+    Raises ``InputError`` where a request fails: a profile with holes would be a guess.
+    """
+    client.start()
+    seen: list[Seen] = []
+    number = 0
+    for probe in wanted:
+        if until_s is not None and client.clock() > until_s:
+            break
+        report(len(seen), probe)
+        before = len(client.outcomes)
+        sends = []
+        for _ in range(probe.seqs):
+            request = Request(number, client.clock(), probe.prompt_tokens, probe.output_tokens)
+            sends.append(client.prepare(request))
+            number += 1
+        await asyncio.gather(*(send() for send in sends))
+        outcomes = client.outcomes[before:]
+        for outcome in outcomes:
+            if outcome.status != "finished":
+                raise InputError(
+                    f"{client.endpoint.url}: a request of {probe.prompt_tokens} prompt tokens "
+                    f"failed ({outcome.problem or outcome.status})"
+                )
+        seen.append(Seen(probe, outcomes))
+        await asyncio.sleep(_PAUSE_S)
+    return seen
