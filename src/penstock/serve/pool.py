@@ -26,8 +26,8 @@ class WorkerSpec:
     ``piece_tokens``. ``batches``: the worker is a node of per-request paths and forms batches
     itself, under ``limits``, with iterations entering at ``entry_layers``; otherwise it runs steps
     as they come. ``speculation`` names the draft model beside the target (stages that hold all
-    layers only). ``node`` is where to place it. Iterations of sequences below ``first_seq`` belong
-    to an earlier life of the worker and are dropped.
+    layers only). ``node`` is where to place it. Iterations of sequences below ``first_seq``, and
+    KV transfers below ``first_transfer``, belong to an earlier life of the worker and are dropped.
     """
 
     name: str
@@ -48,6 +48,7 @@ class WorkerSpec:
     limits: BatchLimits | None = None
     entry_layers: tuple[int, ...] = ()
     first_seq: int = 0
+    first_transfer: int = 0
     speculation: SpeculationSettings | None = None
     kv_bytes_per_token_per_layer: int = 0
 

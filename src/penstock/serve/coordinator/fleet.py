@@ -129,6 +129,7 @@ class Fleet:
             threads=options.threads,
             executor=options.executor,
             piece_tokens=driver.scheduler.blocks.piece_tokens,
+            first_transfer=self._handover.next_number,
             speculation=engine.speculation,
             kv_bytes_per_token_per_layer=self._plan.model.kv_bytes_per_token_per_layer,
         )

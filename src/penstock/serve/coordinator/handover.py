@@ -59,6 +59,11 @@ class Handover:
     def waiting(self) -> int:
         return len(self._pending)
 
+    @property
+    def next_number(self) -> int:
+        """The number of the next transfer."""
+        return self._numbers + 1
+
     def uses(self, engine: EngineDriver) -> bool:
         """Whether prompts leave ``engine`` or come to it."""
         transfers = (*self._pending, *self._moving.values())

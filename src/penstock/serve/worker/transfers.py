@@ -57,6 +57,8 @@ class Transfers:
     def receive(self, message: KVLayer, content: Buffer) -> None:
         layers = self._spec.end_layer - self._spec.start_layer
         number = message.transfer
+        if number < self._spec.first_transfer:
+            return
         if message.seq in self._freed:
             self._missing.pop(number, None)
             self._refused.pop(number, None)
