@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own custom
 
-from penstock.serve.model.attention import AttentionPlan
 from penstock.serve.model.config import Activation, ModelConfig
 from penstock.serve.model.parallel import TensorParallel
 from penstock.serve.model.weights import ExpertWeights, LayerWeights, LinearWeights, NormWeights
 
 Rotation = tuple[torch.Tensor, torch.Tensor]
+
+
+class Attention(Protocol):
+    """Where the keys of a step are, and who sees them: ``AttentionPlan``, or a caller's own."""
+
+    def attend(self, layer: int, qkv: torch.Tensor) -> torch.Tensor:
+        """See ``AttentionPlan.attend``."""
+        ...
+
 
 _ACTIVATIONS: dict[Activation, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": F.silu,
@@ -76,7 +85,7 @@ class Layer:
         self._mlp = weights.mlp
 
     def forward(
-        self, x: torch.Tensor, layer: int, plan: AttentionPlan, rotation: Rotation | None
+        self, x: torch.Tensor, layer: int, plan: Attention, rotation: Rotation | None
     ) -> torch.Tensor:
         """Hidden states ``[t, h]`` after layer number ``layer``."""
         qkv = F.linear(self._before_attention(x), self._qkv.weight, self._qkv.bias)

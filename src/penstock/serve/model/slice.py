@@ -12,7 +12,7 @@ from penstock.serve.model.attention import AttentionPlan
 from penstock.serve.model.checkpoint import Checkpoint, read_checkpoint
 from penstock.serve.model.config import DTYPES, ModelConfig
 from penstock.serve.model.kv import KVCache, KVLayout, PagePool
-from penstock.serve.model.layers import Layer, make_norm
+from penstock.serve.model.layers import Attention, Layer, make_norm
 from penstock.serve.model.parallel import SingleRank, TensorParallel
 from penstock.serve.model.rope import RotaryTable
 from penstock.serve.model.segments import Batch, Segment, arrange
@@ -82,6 +82,21 @@ class LayerSlice:
             else:
                 rows = torch.from_numpy(part.rows).to(self.device)
                 hidden[rows] = self._run(part, hidden[rows], positions[rows], batch.last_position)
+        return hidden
+
+    @torch.inference_mode()
+    def forward_rows(
+        self, tokens: torch.Tensor, positions: torch.Tensor, last: int, attention: Attention
+    ) -> torch.Tensor:
+        """Hidden states ``[t, h]`` of ``tokens`` ``[t]`` at ``positions`` ``[t]``, none above
+        ``last``, after all layers; where KV entries lie is the matter of ``attention``.
+
+        For inner loops over whole models that plan many passes at once: nothing is checked.
+        """
+        hidden = self._embed(tokens, positions, last)
+        rotation = None if self._rotary is None else self._rotary.at(positions, last)
+        for index, layer in enumerate(self._layers, self.start):
+            hidden = layer.forward(hidden, index, attention, rotation)
         return hidden
 
     @torch.inference_mode()

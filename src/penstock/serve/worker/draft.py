@@ -8,15 +8,22 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from penstock.policy.speculation.trees import BeamBuilder, CandidateTrees, Ints, no_trees
+from penstock.policy.speculation.trees import (
+    BeamBuilder,
+    CandidateTrees,
+    Ints,
+    Mask,
+    chain_trees,
+    no_trees,
+)
 from penstock.serve.model import (
     LayerSlice,
     OutOfPages,
     SequencePages,
     StepInput,
     StepItem,
-    TokenTree,
 )
+from penstock.serve.worker.draft_pass import ROOT_ROWS, DraftPasses
 from penstock.serve.worker.executor import WorkerFault
 
 CHILDREN = 8
@@ -34,8 +41,7 @@ class _Drafted:
 class DraftModel:
     """``model`` holds all layers of the draft. Token lists belong to the caller.
 
-    Each pass feeds the nodes of one more layer. A tree wider than a chain is fed whole in every
-    pass, as its rows must see each other; rows are few, and a pass costs what its weights cost.
+    Each pass feeds the nodes of one more layer (``draft_pass.py``).
     """
 
     def __init__(self, model: LayerSlice, vocab_size: int) -> None:
@@ -55,6 +61,7 @@ class DraftModel:
         longest = max((len(tokens[seq]) for seq in seqs), default=0)
         return self.model.config.shape.max_position_embeddings - longest
 
+    @torch.inference_mode()
     def grow(
         self,
         tokens: Mapping[int, Sequence[int]],
@@ -69,17 +76,45 @@ class DraftModel:
         ``tokens`` are those of each sequence so far.
         """
         self._fed_layers, self._width = max(0, depth - 1), width
-        hidden = self._read(tokens, [*seqs, *prompts] if depth else prompts)
-        if not depth or not seqs or hidden is None:
+        if not depth or not seqs:
+            self._read(tokens, prompts)
             return no_trees(len(seqs))
-        builder = BeamBuilder(len(seqs), width)
-        nodes, parents = self._offer(builder, hidden[: len(seqs), None])
-        fed, above = nodes, parents
-        for layer in range(1, depth):
-            hidden = self._feed(seqs, fed, above, layer)
-            nodes, parents = self._offer(builder, hidden)
-            fed = np.concatenate([fed, nodes], axis=1)
-            above = np.concatenate([above, parents], axis=1)
+        # What the draft missed, but for the tokens that the first pass runs.
+        self._read(tokens, prompts, [seq for seq in seqs if self._lags(tokens, seq)])
+        passes = self._passes(tokens, seqs, (depth - 1) * width)
+        ends = [token for seq in seqs for token in tokens[seq][-ROOT_ROWS:]]
+        hidden = passes.root(self._known(ends))
+        for seq in seqs:
+            self._drafted[seq].valid = len(tokens[seq])
+        grow = self._chain if width == 1 else self._tree
+        return grow(passes, hidden, depth)
+
+    def _chain(self, passes: DraftPasses, hidden: torch.Tensor, depth: int) -> CandidateTrees:
+        """Chains stay on the device: the most likely token is the next one fed."""
+        logs: list[torch.Tensor] = []
+        found: list[torch.Tensor] = []
+        for layer in range(depth):
+            if layer:
+                hidden = passes.layer(found[-1], layer - 1, None)[:, 0]
+            logits = self._logits(hidden)
+            best, token = logits.max(dim=-1)
+            logs.append(best - logits.logsumexp(dim=-1))
+            found.append(token)
+        log_prob = torch.stack(logs, dim=1).double().cpu().numpy()
+        return chain_trees(log_prob, torch.stack(found, dim=1).cpu().numpy())
+
+    def _tree(self, passes: DraftPasses, hidden: torch.Tensor, depth: int) -> CandidateTrees:
+        width = self._width
+        builder = BeamBuilder(len(hidden), width)
+        slot, nodes = self._offer(builder, hidden[:, None])
+        own = np.broadcast_to(np.eye(width, dtype=np.bool_), (len(hidden), width, width))
+        ancestry: Mask = own
+        for layer in range(depth - 1):
+            if layer:
+                above = np.take_along_axis(ancestry, slot[:, :, None], axis=1)
+                ancestry = np.concatenate((above, own), axis=2)
+            fed = torch.from_numpy(nodes.reshape(-1)).to(self.model.device)
+            slot, nodes = self._offer(builder, passes.layer(fed, layer, ancestry))
         return builder.trees()
 
     def settle(self, seqs: Sequence[int], accepted: Ints, path: Ints) -> None:
@@ -94,52 +129,53 @@ class DraftModel:
                 self.model.cache.keep(drafted.pages.table, drafted.valid, rows)
             drafted.valid += kept
 
+    def _lags(self, tokens: Mapping[int, Sequence[int]], seq: int) -> bool:
+        return self._of(seq).valid < len(tokens[seq]) - ROOT_ROWS
+
     def _read(
-        self, tokens: Mapping[int, Sequence[int]], seqs: Sequence[int]
-    ) -> torch.Tensor | None:
-        """Feed what the draft has not seen; hidden states ``[n, h]`` of the last tokens."""
+        self,
+        tokens: Mapping[int, Sequence[int]],
+        prompts: Sequence[int],
+        lagging: Sequence[int] = (),
+    ) -> None:
+        """Feed what the draft has not seen; of ``lagging`` the last ``ROOT_ROWS`` wait."""
         items: list[StepItem] = []
         fed: list[int] = []
-        for seq in seqs:
+        ends = [(seq, len(tokens[seq])) for seq in prompts]
+        ends += [(seq, len(tokens[seq]) - ROOT_ROWS) for seq in lagging]
+        for seq, end in ends:
             drafted = self._of(seq)
-            # The root is fed again where the draft has seen it: its prediction is wanted.
-            start = min(drafted.valid, len(tokens[seq]) - 1)
-            new = tokens[seq][start:]
-            items.append(self._item(drafted, start, len(new)))
-            fed.extend(new)
-            drafted.valid = len(tokens[seq])
-        if not items:
-            return None
-        hidden = self._forward(items, fed)
-        ends = np.cumsum([item.rows for item in items]) - 1
-        return hidden[torch.from_numpy(ends)]
+            if drafted.valid < end:
+                items.append(self._item(drafted, drafted.valid, end - drafted.valid))
+                fed.extend(tokens[seq][drafted.valid : end])
+                drafted.valid = end
+        if items:
+            self.model.forward(StepInput(items, tokens=self._known(fed)))
 
-    def _feed(self, seqs: Sequence[int], nodes: Ints, above: Ints, layer: int) -> torch.Tensor:
-        """Hidden states ``[n, width, h]`` of the last layer of ``nodes`` ``[n, layer * width]``."""
-        items = []
-        for i, seq in enumerate(seqs):
-            drafted = self._drafted[seq]
-            if self._width == 1:
-                items.append(self._item(drafted, drafted.valid + layer - 1, 1))
-            else:
-                tree = TokenTree.of(above[i].tolist())
-                items.append(self._item(drafted, drafted.valid, nodes.shape[1], tree))
-        fed = nodes[:, -1:] if self._width == 1 else nodes
-        hidden = self._forward(items, fed.reshape(-1).tolist())
-        hidden = hidden.view(len(seqs), fed.shape[1], -1)
-        return hidden[:, -self._width :]
+    def _passes(
+        self, tokens: Mapping[int, Sequence[int]], seqs: Sequence[int], nodes: int
+    ) -> DraftPasses:
+        tables = []
+        for seq in seqs:
+            self._reserve(self._drafted[seq], len(tokens[seq]) + nodes)
+            tables.append(self._drafted[seq].pages.table)
+        lengths = np.array([len(tokens[seq]) for seq in seqs], np.int64)
+        return DraftPasses(self.model, tables, lengths, nodes)
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.model.head(hidden)[:, : self._vocab_size].float()
 
     def _offer(self, builder: BeamBuilder, hidden: torch.Tensor) -> tuple[Ints, Ints]:
-        """Add a layer below nodes with ``hidden`` ``[n, nodes, h]``: its tokens and parents."""
-        logits = self.model.head(hidden.reshape(-1, hidden.shape[-1]))[:, : self._vocab_size]
-        best, ids = logits.float().log_softmax(dim=-1).topk(min(CHILDREN, self._vocab_size))
+        """Add a layer below nodes with ``hidden`` ``[n, nodes, h]``: its parents' places in their
+        layer, and its tokens, both ``[n, width]``."""
+        logits = self._logits(hidden.reshape(-1, hidden.shape[-1]))
+        best, ids = logits.topk(min(CHILDREN, self._vocab_size))
+        best = best - logits.logsumexp(dim=-1, keepdim=True)
         shape = (hidden.shape[0], hidden.shape[1], -1)
         children = ids.cpu().numpy().reshape(shape)
-        depth = builder.depth
         slot, rank = builder.add_layer(best.double().cpu().numpy().reshape(shape), children)
         nodes: Ints = children[np.arange(len(slot))[:, None], slot, rank]
-        parents = slot + (depth - 1) * self._width if depth else np.full_like(slot, -1)
-        return nodes, parents
+        return slot, nodes
 
     def _of(self, seq: int) -> _Drafted:
         drafted = self._drafted.get(seq)
@@ -149,16 +185,17 @@ class DraftModel:
             drafted = self._drafted[seq] = _Drafted(pages)
         return drafted
 
-    def _item(
-        self, drafted: _Drafted, context: int, rows: int, tree: TokenTree | None = None
-    ) -> StepItem:
+    def _item(self, drafted: _Drafted, context: int, rows: int) -> StepItem:
+        self._reserve(drafted, context + rows)
+        return StepItem(rows, context, drafted.pages.table, self.model.start, self.model.end)
+
+    def _reserve(self, drafted: _Drafted, entries: int) -> None:
         try:
-            drafted.pages.reserve(context + rows)
+            drafted.pages.reserve(entries)
         except OutOfPages as error:
             raise WorkerFault(f"the draft model: {error}") from error
-        return StepItem(rows, context, drafted.pages.table, self.model.start, self.model.end, tree)
 
-    def _forward(self, items: Sequence[StepItem], tokens: Sequence[int]) -> torch.Tensor:
+    def _known(self, tokens: Sequence[int]) -> torch.Tensor:
         # Unused ids of a padded vocabulary may be missing here.
-        fed = torch.tensor(tokens).clamp_(max=self.model.config.shape.vocab_size - 1)
-        return self.model.forward(StepInput(items, tokens=fed))
+        known = torch.tensor(tokens).clamp_(max=self.model.config.shape.vocab_size - 1)
+        return known.to(self.model.device)
