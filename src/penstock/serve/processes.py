@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import subprocess
 import sys
 import threading
 from struct import pack
+from typing import TypeAlias
 
 from penstock.errors import InputError
 from penstock.serve.socket_pool import End, SocketPool
 from penstock.serve.worker.run import FAULT, RANK_ENDED, Boot, encode_boot
+
+Child: TypeAlias = "subprocess.Popen[bytes]"
+_SPARE_AFTER_S = 1.0
 
 
 class ProcessPool(SocketPool):
@@ -22,35 +27,65 @@ class ProcessPool(SocketPool):
 
 
 class ProcessLauncher:
-    """See ``socket_pool.Launcher``."""
+    """See ``socket_pool.Launcher``.
+
+    While workers with a model run, one more process waits that has imported torch already, which
+    is most of what a start takes: so that a lost worker is back soon.
+    """
 
     host = "127.0.0.1"
+
+    def __init__(self) -> None:
+        self._spare: Child | None = None
+        self._refill: asyncio.TimerHandle | None = None
 
     async def open(self) -> None:
         return
 
     async def launch(self, boot: Boot) -> ProcessHandle:
-        return ProcessHandle(boot)
+        if boot.spec.executor != "torch":
+            return ProcessHandle(boot, _child())
+        spare, self._spare = self._spare, None
+        if self._refill is not None:
+            self._refill.cancel()
+        # Not at once: workers that are loading come first.
+        self._refill = asyncio.get_running_loop().call_later(_SPARE_AFTER_S, self._prepare)
+        if spare is not None and spare.poll() is None:
+            return ProcessHandle(boot, spare)
+        return ProcessHandle(boot, _child())
+
+    def _prepare(self) -> None:
+        if self._spare is None:
+            with contextlib.suppress(InputError):
+                self._spare = _child("--warm")
 
     async def close(self) -> None:
-        return
+        if self._refill is not None:
+            self._refill.cancel()
+        if self._spare is not None:
+            self._spare.kill()
+            self._spare.communicate()
+            self._spare = None
+
+
+def _child(*arguments: str) -> Child:
+    """A worker process that does not know yet what it is. Raises ``InputError``."""
+    try:
+        # A session of its own: Ctrl-C reaches the parent, which ends its workers in order.
+        return subprocess.Popen(
+            [sys.executable, "-m", "penstock.serve.worker", *arguments],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise InputError(f"a worker cannot be started: {error.strerror}") from error
 
 
 class ProcessHandle:
     """A child that was told over its stdin what it is; closing stdin ends it."""
 
-    def __init__(self, boot: Boot) -> None:
-        try:
-            # A session of its own: Ctrl-C reaches the parent, which ends its workers in order.
-            self._child = subprocess.Popen(
-                [sys.executable, "-m", "penstock.serve.worker"],
-                stdin=subprocess.PIPE,
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise InputError(
-                f"worker {boot.spec.name!r} cannot be started: {error.strerror}"
-            ) from error
+    def __init__(self, boot: Boot, child: Child) -> None:
+        self._child = child
         data = encode_boot(boot)
         assert self._child.stdin is not None
         try:

@@ -1,7 +1,7 @@
 """A worker process: ``python -m penstock.serve.worker``, told what it is over stdin.
 
 It ends when stdin ends, so that no worker outlives its parent. Ranks above 0 go on to read calls
-from it.
+from it. With ``--warm`` it imports torch before it asks.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ _PR_SET_PDEATHSIG = 1
 def main() -> int:
     """Read the boot message, then work until told to stop."""
     _die_with_parent()
+    if "--warm" in sys.argv:
+        import penstock.serve.worker.torch_executor  # noqa: F401, PLC0415 - takes seconds
     # Unbuffered: a thread that waits in a buffer would hold its lock when the process ends.
     stdin = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115 - open to the end
     (size,) = unpack("!I", _read(stdin, 4))
