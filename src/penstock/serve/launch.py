@@ -157,6 +157,8 @@ def write_record(runtime: Runtime, folder: Path) -> None:
 
 def _listen(host: str, port: int) -> socket.socket:
     """A listening socket. Raises ``InputError`` where the port is taken."""
+    if not 0 <= port <= 65535:
+        raise SpecError("must be 0 to 65535", key="--port", value=port)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     # With the protocol named, event loops switch Nagle's algorithm off: tokens leave at once.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)

@@ -123,7 +123,7 @@ def local_plan(
     if tokens < scheduler.block_size:
         raise SpecError(
             f"a KV block needs {entry_bytes * scheduler.block_size} bytes on each worker",
-            key="kv_memory",
+            key="--kv-memory",
             value=each,
             fix="give more memory",
         )
