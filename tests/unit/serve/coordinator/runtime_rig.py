@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from penstock.cost.base import BatchLimits
@@ -61,9 +62,7 @@ def fleet_plan(
             enable_prefix_caching=caching and role != "decode",
             prefix_piece_tokens=PIECE,
         )
-        parts = tuple(
-            Stage(next(nodes).name, a, b) for a, b in zip(cuts[:-1], cuts[1:], strict=True)
-        )
+        parts = tuple(Stage(next(nodes).name, a, b) for a, b in pairwise(cuts))
         limits = BatchLimits(1, 1, 1, 1)
         engines.append(Engine(f"e{i}", parts, blocks * 16 * layers, limits, role, settings))
     return Plan(
@@ -81,7 +80,11 @@ def fleet_plan(
 
 @dataclass
 class Rig:
-    """A runtime under load. ``outputs`` holds the tokens of each request that was not cancelled, ``gone`` those that were."""
+    """A runtime under load.
+
+    ``outputs`` counts the tokens of requests that were answered, ``refused`` holds what others
+    were told, ``gone`` those whose client went away.
+    """
 
     runtime: Runtime
     pool: InlinePool
@@ -112,7 +115,9 @@ class Rig:
         assert got == tokens
         self.outputs[number] = got
 
-    async def ask_in_vain(self, number: int, prompt_tokens: int, tokens: int, after_s: float) -> None:
+    async def ask_in_vain(
+        self, number: int, prompt_tokens: int, tokens: int, after_s: float
+    ) -> None:
         """A request whose client goes after ``after_s``."""
         task = asyncio.ensure_future(self.ask(number, prompt_tokens, tokens))
         await asyncio.sleep(after_s)
