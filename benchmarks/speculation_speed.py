@@ -115,9 +115,7 @@ def decode(
     started = clock()
     while live:
         now = clock() - started
-        jobs = [
-            Job(seq, len(tokens[seq]) - 1, (tokens[seq][-1],), 0, LAYERS, True) for seq in live
-        ]
+        jobs = [Job(seq, len(tokens[seq]) - 1, (tokens[seq][-1],), 0, LAYERS, True) for seq in live]
         view = _view(live, made, outputs, now) if speculate else None
         for drawn in executor.run(Work(jobs, decoding=view)).drawn:
             tokens[drawn.seq].extend(drawn.tokens)
@@ -138,7 +136,7 @@ def _view(live: Sequence[int], made: dict[int, int], outputs: int, now: float) -
         seqs=tuple(live),
         decode_s=(now,) * n,
         tokens=tuple(made[seq] for seq in live),
-        tpot_s=(inf,) * n,
+        tpot=(inf,) * n,
         relative=(False,) * n,
         kind=(0,) * n,
         most=tuple(outputs - made[seq] for seq in live),
@@ -161,7 +159,6 @@ def main() -> None:
     tokenizer = Tokenizer.load(ROOT / "tiny")
     prompts = [tuple(tokenizer.encode(source)) for source in SOURCES]
     found: dict[str, dict[int, Figures]] = {}
-    plain: list[list[int]] | None = None
     chosen = {k: v for k, v in methods().items() if not arguments.only or k in arguments.only}
     executors = {name: load(settings, arguments.dtype) for name, settings in chosen.items()}
     seconds: dict[Any, float] = {}
@@ -185,10 +182,14 @@ def main() -> None:
                 key = (name, batch)
                 seconds[key] = min(seconds.get(key, inf), 1e3 * total * batch / new)
                 found.setdefault(name, {})[batch] = Figures(seconds[key], new / steps)
-    print(f"{'':10}" + "".join(f"{f'batch {b}: ms':>16}{'tokens/step':>13}" for b in arguments.batch))
+    print(
+        f"{'':10}" + "".join(f"{f'batch {b}: ms':>16}{'tokens/step':>13}" for b in arguments.batch)
+    )
     for name, row in found.items():
         print(f"{name:10}" + "".join(f"{row[b].ms:16.3f}{row[b].tokens:13.2f}" for b in row))
-    print(json.dumps({n: {b: [f.ms, f.tokens] for b, f in row.items()} for n, row in found.items()}))
+    print(
+        json.dumps({n: {b: [f.ms, f.tokens] for b, f in row.items()} for n, row in found.items()})
+    )
 
 
 if __name__ == "__main__":

@@ -116,13 +116,15 @@ class Item(msgspec.Struct, frozen=True, array_like=True):
 class Decoding(msgspec.Struct, frozen=True, array_like=True):
     """A speculative step over the decodes among the items: a ``DecodeView`` by columns.
 
-    ``most`` bounds the new tokens of each sequence (its output may end sooner).
+    ``tpot`` are limits in seconds (inf = none), where ``relative`` multiples of the time of one
+    decode step alone, which the worker has measured. ``most`` bounds the new tokens of each
+    sequence (its output may end sooner).
     """
 
     seqs: tuple[int, ...]
     decode_s: tuple[float, ...]
     tokens: tuple[int, ...]
-    tpot_s: tuple[float, ...]
+    tpot: tuple[float, ...]
     relative: tuple[bool, ...]
     kind: tuple[int, ...]
     most: tuple[int, ...]
@@ -158,11 +160,19 @@ class Drawn(msgspec.Struct, frozen=True, array_like=True):
     logprobs: tuple[tuple[float, tuple[tuple[int, float], ...]], ...] = ()
 
 
+class Verified(msgspec.Struct, frozen=True, array_like=True):
+    """What a speculative step verified: sequences with draft tokens, these tokens, those kept."""
+
+    drafts: int
+    draft_tokens: int
+    accepted_tokens: int
+
+
 class StepDone(msgspec.Struct, frozen=True, tag=True):
     """The last stage has run step ``number``. ``busy_s`` are the seconds of that stage's work.
 
     Of per-request paths, ``number`` counts the worker's batches and ``seqs`` lists the items that
-    are done, drawn or not.
+    are done, drawn or not. ``verified`` is set by speculative steps.
     """
 
     number: int
@@ -170,6 +180,7 @@ class StepDone(msgspec.Struct, frozen=True, tag=True):
     drawn: tuple[Drawn, ...]
     busy_s: float
     seqs: tuple[int, ...] = ()
+    verified: Verified | None = None
 
 
 class NodeBatch(msgspec.Struct, frozen=True, tag=True):

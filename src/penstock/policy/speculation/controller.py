@@ -37,6 +37,9 @@ class ControllerSettings:
     crowded                             share of taken slots from which the floor rises to 1
     best_effort_tpot_s                  what stands in for the limit of best effort
     calibrate, skip                     use observed acceptance; let requests sit steps out
+    prior, by_rank                      of the calibration (``AcceptanceCalibration``)
+    probe_steps                         steps without drafts after which one layer is drafted to
+                                        see what it is worth now; None = never
     """
 
     latency: StepLatency
@@ -50,6 +53,9 @@ class ControllerSettings:
     best_effort_tpot_s: float = 1.0
     calibrate: bool = True
     skip: bool = True
+    prior: float = 200.0
+    by_rank: bool = False
+    probe_steps: int | None = None
 
 
 class PricedSpeculator:
@@ -57,10 +63,12 @@ class PricedSpeculator:
 
     def __init__(self, settings: ControllerSettings) -> None:
         self._settings = settings
-        self._calibration = AcceptanceCalibration()
+        self._calibration = AcceptanceCalibration(prior=settings.prior, by_rank=settings.by_rank)
         self._survival = Survival(settings.max_depth)
         self._calibrated: CandidateTrees | None = None
         self._price = 0.0
+        self._plain_steps = 0
+        self._probing = False
 
     def weights(self, view: DecodeView) -> Floats:
         """Worth of a token of each request ``[n]``, between ``floor`` and 1."""
@@ -79,8 +87,10 @@ class PricedSpeculator:
         weight = self.weights(view)
         survival = weight[:, None] * self._survival.of(view.kind)
         depths = np.arange(settings.max_depth + 1)
+        width = max(1, min(settings.max_width, settings.draft_tokens // n))
+        pass_s = latency.pass_s(n * width)
         tokens = view.prefill_tokens + n * (1 + depths)
-        seconds = latency.overhead_s + depths * latency.draft_pass_s + _target_s(latency, tokens)
+        seconds = latency.overhead_s + depths * pass_s + _target_s(latency, tokens)
         value = weight.sum() + np.concatenate([[0.0], np.cumsum(survival.sum(axis=0))])
         best = float((value / seconds).max())
         self._price = price = max(best, float((weight / self._tpot(view)).sum()))
@@ -92,9 +102,14 @@ class PricedSpeculator:
                 joins = weight >= weight.max()
             survival = survival[joins]
             n = len(survival)
-        layer = np.maximum(0.0, survival - node).sum(axis=0) - price * latency.draft_pass_s
+        layer = np.maximum(0.0, survival - node).sum(axis=0) - price * pass_s
         depth = int(np.concatenate([[0.0], np.cumsum(layer)]).argmax())
         width = max(1, min(settings.max_width, settings.draft_tokens // n))
+        self._plain_steps = 0 if depth else self._plain_steps + 1
+        self._probing = self._plain_steps == settings.probe_steps
+        if self._probing:
+            self._plain_steps = 0
+            return DraftPlan(1, 1, joins)
         return DraftPlan(depth, width, joins)
 
     def choose(self, view: DecodeView, trees: CandidateTrees) -> Selection:
@@ -109,7 +124,7 @@ class PricedSpeculator:
         profit -= self._price * _target_s(self._settings.latency, tokens)
         chosen = np.zeros(len(order), bool)
         chosen[order[: int(profit.argmax())]] = True
-        selected = chosen.reshape(value.shape) & (value > 0)
+        selected = (chosen.reshape(value.shape) | self._probing) & (value > 0)
         gain = 1.0 + np.where(selected, value, 0.0).sum(axis=1)
         return Selection(selected, np.zeros(view.requests, np.int64), gain)
 

@@ -53,11 +53,18 @@ class LatencyTable:
 
 @dataclass(frozen=True, slots=True)
 class StepLatency:
-    """``draft_pass_s`` a draft pass, ``verify`` a target step, ``overhead_s`` the host."""
+    """``draft_pass_s`` a draft pass, ``verify`` a target step, ``overhead_s`` the host.
+
+    ``draft`` gives a pass by its rows (nodes of all requests) where it was measured so.
+    """
 
     draft_pass_s: float
     verify: LatencyTable
     overhead_s: float = 0.0
+    draft: LatencyTable | None = None
+
+    def pass_s(self, rows: int) -> float:
+        return self.draft_pass_s if self.draft is None else self.draft.at(rows)
 
     def draft_s(self, passes: int) -> float:
         return passes * self.draft_pass_s

@@ -16,6 +16,12 @@ from penstock.policy.speculation.speculator import (
 FAST_AS_DECODING = 1.25
 """A verification that takes no longer than this many decode steps of one request is cheap."""
 
+PRIOR = 6.0
+"""Judgements by which a draft's own probabilities are believed: few, as greedy targets accept far
+more than an unsure draft promises."""
+PROBE_STEPS = 24
+"""Plain steps before one layer is drafted again: a probe may cost half a step, so 2 % at most."""
+
 
 def make_speculator(settings: SpeculationSettings, latency: StepLatency) -> Speculator:
     """``latency`` is the engine's, measured or modelled."""
@@ -34,6 +40,9 @@ def make_speculator(settings: SpeculationSettings, latency: StepLatency) -> Spec
             max_depth=settings.max_depth,
             max_width=settings.max_width,
             draft_tokens=settings.max_num_seqs,
+            prior=PRIOR,
+            by_rank=True,
+            probe_steps=PROBE_STEPS,
         )
     )
 

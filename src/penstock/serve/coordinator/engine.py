@@ -96,6 +96,7 @@ class EngineDriver(EngineView):
         self.prompt_tokens = 0
         self.generation_tokens = 0
         self.preemptions = 0
+        self.drafts = self.draft_tokens = self.accepted_tokens = 0
         self._send = send
         self._clock = clock
         self._timers = timers

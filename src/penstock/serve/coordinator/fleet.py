@@ -321,7 +321,14 @@ class Fleet:
             "kv_transfers": self._handover.done,
             "prefix_queried_tokens": sum(one.queried_tokens for one in blocks),
             "prefix_hit_tokens": sum(one.hit_tokens for one in blocks),
+            **self._speculated(),
         }
+
+    def _speculated(self) -> Mapping[str, float]:
+        """What was drafted, where some engine drafts at all."""
+        drafting = [engine for engine in self.engines if engine.engine.speculation is not None]
+        names = ("drafts", "draft_tokens", "accepted_tokens") if drafting else ()
+        return {name: sum(getattr(engine, name) for engine in drafting) for name in names}
 
     # -- changes of the pool ------------------------------------------------------------------
 

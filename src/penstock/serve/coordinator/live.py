@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from math import inf, nan
+from math import nan
 
+from penstock.policy.speculation.slo import TpotLimit
 from penstock.serve.protocol import (
     FinishReason,
     GenerationRequest,
@@ -14,12 +15,13 @@ from penstock.serve.protocol import (
 )
 from penstock.serve.wire import Drawn, Sampling
 
+BEST_EFFORT = TpotLimit()
 
 class Live:
     """``tokens`` are prompt and output so far. Whoever serves it calls ``take``.
 
-    ``row`` numbers requests in order of arrival. ``class_index`` and ``tpot_s`` are resolved from
-    the SLO classes of the server; ``tpot_s`` inf = best effort.
+    ``row`` numbers requests in order of arrival. ``class_index`` and ``tpot`` are resolved from
+    the SLO classes of the server.
     """
 
     __slots__ = (
@@ -47,8 +49,7 @@ class Live:
         "stop_token",
         "token_s",
         "tokens",
-        "tpot_relative",
-        "tpot_s",
+        "tpot",
     )
 
     def __init__(
@@ -60,8 +61,7 @@ class Live:
         stop: frozenset[int],
         seed: int,
         class_index: int = 0,
-        tpot_s: float = inf,
-        tpot_relative: bool = False,
+        tpot: TpotLimit = BEST_EFFORT,
         hashes: tuple[int, ...] = (),
     ) -> None:
         self.row = row
@@ -71,8 +71,7 @@ class Live:
         self.prompt_tokens = len(request.prompt)
         self.seed = seed
         self.class_index = class_index
-        self.tpot_s = tpot_s
-        self.tpot_relative = tpot_relative
+        self.tpot = tpot
         self.hashes = hashes
         self.place = ""
         self.admitted_s = self.first_token_s = self.last_token_s = nan

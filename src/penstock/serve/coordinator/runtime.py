@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from hashlib import blake2b
 from itertools import count
-from math import inf
 
 from penstock.cost.steps import StepCostModel
 from penstock.errors import InputError
 from penstock.measure.run import Run
 from penstock.plan.plan import Plan
 from penstock.policy.blocks import chain_hashes
+from penstock.policy.speculation.slo import TpotLimit, limit_of_slo
 from penstock.serve.coordinator.domain import Domain, make_domain
 from penstock.serve.coordinator.live import Live
 from penstock.serve.coordinator.options import ServeOptions
@@ -135,9 +135,9 @@ class Runtime:
         row = next(self._rows)
         params = request.params
         entry = self._classes.get(request.class_name)
-        tpot_s = request.tpot_s
-        if tpot_s is None:
-            tpot_s = entry.slo.tpot_s if entry is not None and entry.slo.tpot_s else inf
+        tpot = TpotLimit(limit_s=request.tpot_s)
+        if request.tpot_s is None and entry is not None:
+            tpot = limit_of_slo(entry.slo)
         stop = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
             stop |= self._eos
@@ -148,7 +148,7 @@ class Runtime:
             stop=stop,
             seed=_seed(self.options.seed, row) if params.seed is None else params.seed,
             class_index=self._class_names.index(request.class_name) if entry is not None else 0,
-            tpot_s=tpot_s,
+            tpot=tpot,
             hashes=self._hashes(request.prompt),
         )
 

@@ -7,6 +7,8 @@ the step only carries what the coordinator knows of each request.
 
 from __future__ import annotations
 
+from math import inf
+
 from penstock.errors import SpecError
 from penstock.plan.plan import Engine
 from penstock.policy.blocks import blocks_for
@@ -141,8 +143,8 @@ class SpeculativeDriver(EngineDriver):
             seqs=tuple(rows),
             decode_s=tuple(now - live.first_token_s for live in lives),
             tokens=tuple(live.output_tokens for live in lives),
-            tpot_s=tuple(live.tpot_s for live in lives),
-            relative=tuple(live.tpot_relative for live in lives),
+            tpot=tuple(live.tpot.multiple or live.tpot.seconds(inf) for live in lives),
+            relative=tuple(live.tpot.relative for live in lives),
             kind=tuple(live.class_index for live in lives),
             most=tuple(live.left for live in lives),
             prefill_tokens=batch.prefill_tokens,
@@ -155,6 +157,10 @@ class SpeculativeDriver(EngineDriver):
             return
         self._batch = None
         self.batches += 1
+        if done.verified is not None:
+            self.drafts += done.verified.drafts
+            self.draft_tokens += done.verified.draft_tokens
+            self.accepted_tokens += done.verified.accepted_tokens
         self.busy_s += done.busy_s
         self.prompt_tokens += batch.prefill_tokens
         for row, tokens in batch.prefill:

@@ -56,6 +56,12 @@ class DraftModel:
         if drafted is not None:
             drafted.pages.release()
 
+    @property
+    def capacity_tokens(self) -> int:
+        """KV entries that are free, in tokens of all layers."""
+        layers = self.model.end - self.model.start
+        return self.model.pool.free // layers * self.model.cache.layout.page_size
+
     def room(self, tokens: Mapping[int, Sequence[int]], seqs: Iterable[int]) -> int:
         """Positions of the model that the longest of ``seqs`` leaves."""
         longest = max((len(tokens[seq]) for seq in seqs), default=0)

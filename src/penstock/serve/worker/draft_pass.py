@@ -123,9 +123,7 @@ class DraftPasses:
             q = qkv[:, :heads].view(n, kv_heads, heads // kv_heads, dim)
             return F.scaled_dot_product_attention(q, k, v, attn_mask=mask).reshape(n, heads * dim)
         q = qkv[:, :heads].view(n, rows, heads, dim).transpose(1, 2)
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, enable_gqa=heads != kv_heads
-        )
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=heads != kv_heads)
         return out.transpose(1, 2).reshape(n * rows, heads * dim)
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 from penstock.cost.base import LayerTimer
 from penstock.policy.batching import Part
-from penstock.serve.wire import Command, Decoding, Drawn, Message
+from penstock.serve.wire import Command, Decoding, Drawn, Message, Verified
 
 Buffer = bytes | bytearray | memoryview
 """Raw bytes of tensors. Whoever hands one out does not write to it again."""
@@ -87,6 +87,7 @@ class Outcome:
     drawn: tuple[Drawn, ...]
     busy_s: float
     wait_s: float = 0.0
+    verified: Verified | None = None
 
 
 class PageCount(NamedTuple):

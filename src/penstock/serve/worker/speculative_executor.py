@@ -15,7 +15,6 @@ import numpy as np
 import torch
 
 from penstock.errors import InputError
-from penstock.policy.speculation.latency import LatencyTable, StepLatency
 from penstock.policy.speculation.make import make_speculator
 from penstock.policy.speculation.speculator import DecodeView, Speculator
 from penstock.policy.speculation.trees import CandidateTrees, Mask
@@ -23,7 +22,6 @@ from penstock.policy.speculation.verification import Verdict, verify
 from penstock.serve.model import (
     Draw,
     LayerSlice,
-    SequencePages,
     StepInput,
     StepItem,
     TokenTree,
@@ -34,19 +32,25 @@ from penstock.serve.model import (
 from penstock.serve.model.sampler import tree_draws
 from penstock.serve.pool import WorkerSpec
 from penstock.serve.protocol import TokenLogprobs
-from penstock.serve.wire import Command, Decoding, Drawn, Free
+from penstock.serve.wire import Command, Decoding, Drawn, Free, Verified
 from penstock.serve.worker.draft import DraftModel
 from penstock.serve.worker.executor import Buffer, Job, Outcome, PageCount, Work, WorkerFault
+from penstock.serve.worker.speculation_latency import measure
 from penstock.serve.worker.torch_executor import TorchExecutor
-
-_MEASURED_TOKENS = (1, 4, 16, 64, 128)
-_REPEATS = 3
 
 
 class SpeculativeExecutor:
     """An ``Executor`` over a target with all layers of its model."""
 
-    def __init__(self, target: TorchExecutor, draft: DraftModel, speculator: Speculator) -> None:
+    def __init__(
+        self,
+        target: TorchExecutor,
+        draft: DraftModel,
+        speculator: Speculator,
+        baseline_s: float,
+    ) -> None:
+        """``baseline_s``: a decode step of one sequence alone; relative limits are multiples."""
+        self._baseline_s = baseline_s
         self._target = target
         self._draft = draft
         self._speculator = speculator
@@ -74,7 +78,8 @@ class SpeculativeExecutor:
         tokens = spec.num_pages // spec.num_layers
         model = _load_draft(settings.draft_model, spec, tokens)
         draft = DraftModel(model, target.model.config.shape.vocab_size)
-        return cls(target, draft, make_speculator(settings, measure(target.model, model)))
+        latency = measure(target.model, draft)
+        return cls(target, draft, make_speculator(settings, latency), latency.target_s(1))
 
     # -- what a target does alone -------------------------------------------------------------
 
@@ -105,15 +110,16 @@ class SpeculativeExecutor:
         started_s = perf_counter()
         for job in work.jobs:
             self._note(job)
+        verified: Verified | None = None
         if work.decoding is None:
             prompts = [job.seq for job in work.jobs]
             self._draft.grow(self._tokens, (), prompts, depth=0, width=1)
             drawn = self._target.run(work).drawn
         else:
-            drawn = self._decode(work.jobs, work.decoding)
+            drawn, verified = self._decode(work.jobs, work.decoding)
         for one in drawn:
             self._tokens[one.seq].extend(one.tokens)
-        return Outcome(None, drawn, perf_counter() - started_s)
+        return Outcome(None, drawn, perf_counter() - started_s, verified=verified)
 
     def _note(self, job: Job) -> None:
         """Keep the tokens of a sequence: the draft reads them when it needs them."""
@@ -123,8 +129,10 @@ class SpeculativeExecutor:
         del tokens[job.context :]
         tokens.extend(job.tokens)
 
-    def _decode(self, jobs: Sequence[Job], decoding: Decoding) -> tuple[Drawn, ...]:
-        view = _view(decoding)
+    def _decode(
+        self, jobs: Sequence[Job], decoding: Decoding
+    ) -> tuple[tuple[Drawn, ...], Verified]:
+        view = _view(decoding, self._baseline_s)
         plan = self._speculator.plan(view)
         most = np.array(decoding.most)
         seqs = np.array(decoding.seqs)
@@ -150,7 +158,9 @@ class SpeculativeExecutor:
         verdict, drawn = step.run()
         self._speculator.observe(view, trees, selection, verdict.path)
         self._draft.settle([job.seq for job in decodes], verdict.accepted, verdict.path)
-        return drawn
+        drafts = int(selection.selected.any(axis=1).sum())
+        count = int(selection.selected.sum())
+        return drawn, Verified(drafts, count, int(verdict.accepted.sum()))
 
 
 class _Verification:
@@ -206,7 +216,9 @@ class _Verification:
             row_of = {-1: 0, **{int(column): 1 + j for j, column in enumerate(columns)}}
             parents = [-1, *(row_of[int(self._trees.parent[i, column])] for column in columns)]
             fed = [job.tokens[0], *(int(self._trees.token[i, column]) for column in columns)]
-            tree = TokenTree.of(parents) if len(columns) else None
+            # Rows of a chain see those before them, as those of a prompt do.
+            chain = parents == list(range(-1, len(columns)))
+            tree = None if chain else TokenTree.of(parents)
             items.append(self._target.item(job, len(fed), tree))
             draws.extend(tree_draws(drawing.state(job.seq).draw(), fed, parents))
             rows.extend(range(len(tokens), len(tokens) + len(fed)))
@@ -226,9 +238,9 @@ class _Verification:
         job, columns = self._decodes[i], self._columns[i]
         path = verdict.path[i, : verdict.accepted[i]]
         kept = [0, *(1 + int(np.searchsorted(columns, column)) for column in path)]
-        pages = self._target.sequence(job.seq)
-        self._target.model.cache.keep(pages.table, job.context, kept)
-        pages.truncate(job.context + len(kept))
+        if kept[-1] >= len(kept):
+            table = self._target.sequence(job.seq).table
+            self._target.model.cache.keep(table, job.context, kept)
         new = (*(int(token) for token in self._trees.token[i, path]), int(verdict.next_token[i]))
         self._target.drawing.state(job.seq).take(new)
         return Drawn(job.seq, new, _wire_logs([logs[start + row] for row in kept]))
@@ -240,12 +252,13 @@ def _wire_logs(
     return tuple((entry.logprob, entry.top) for entry in logs if entry is not None)
 
 
-def _view(decoding: Decoding) -> DecodeView:
+def _view(decoding: Decoding, baseline_s: float) -> DecodeView:
+    relative = np.array(decoding.relative)
     return DecodeView(
         np.array(decoding.decode_s),
         np.array(decoding.tokens),
-        np.array(decoding.tpot_s),
-        np.array(decoding.relative),
+        np.array(decoding.tpot) * np.where(relative, baseline_s, 1.0),
+        relative,
         np.array(decoding.kind),
         decoding.prefill_tokens,
         decoding.occupancy,
@@ -265,40 +278,15 @@ def _part(view: DecodeView, rows: Mask) -> DecodeView:
 
 
 def _load_draft(folder: str, spec: WorkerSpec, pages_per_layer: int) -> LayerSlice:
-    """The draft with as many KV entries as the target."""
+    """The draft with as many KV entries as the target.
+
+    On a CPU it computes in float32: few rows of a small model run faster so than in bfloat16.
+    """
     checkpoint = read_checkpoint(folder)
     return load_slice(
         checkpoint,
-        dtype=spec.dtype,
+        dtype="float32" if spec.device == "cpu" else spec.dtype,
         device=spec.device,
         num_pages=pages_per_layer * checkpoint.config.num_layers,
         page_size=spec.page_size,
     )
-
-
-def measure(target: LayerSlice, draft: LayerSlice) -> StepLatency:
-    """Seconds of a draft pass and of target steps by tokens: the fastest of some, never falling."""
-    seconds = [_fastest_s(target, tokens) for tokens in _MEASURED_TOKENS]
-    rising: list[float] = np.maximum.accumulate(seconds).tolist()
-    table = LatencyTable(tuple(float(n) for n in _MEASURED_TOKENS), tuple(rising))
-    return StepLatency(_fastest_s(draft, 1), table)
-
-
-def _fastest_s(model: LayerSlice, tokens: int) -> float:
-    """Seconds of a step of ``tokens`` one-token sequences, head included."""
-    size = model.cache.layout.page_size
-    pages = [SequencePages(model.pool, size, model.start, model.end) for _ in range(tokens)]
-    try:
-        for one in pages:
-            one.reserve(1)
-        items = [StepItem(1, 0, one.table, model.start, model.end) for one in pages]
-        step = StepInput(items, tokens=torch.zeros(tokens, dtype=torch.int64))
-        best = float("inf")
-        for _ in range(_REPEATS):
-            started_s = perf_counter()
-            model.head(model.forward(step)).argmax(dim=-1).tolist()
-            best = min(best, perf_counter() - started_s)
-        return best
-    finally:
-        for one in pages:
-            one.release()

@@ -45,7 +45,13 @@ class StageSteps:
 
     def _finish(self, step: Step, outcome: Outcome) -> None:
         if not self._pass_on(step, outcome.hidden):
-            done = StepDone(step.number, self._spec.name, outcome.drawn, outcome.busy_s)
+            done = StepDone(
+                step.number,
+                self._spec.name,
+                outcome.drawn,
+                outcome.busy_s,
+                verified=outcome.verified,
+            )
             self._send(COORDINATOR, done)
 
     def _pass_on(self, step: Step, hidden: Buffer | None) -> bool:

@@ -21,6 +21,7 @@ from penstock.serve.pool import WorkerSpec
 from penstock.serve.wire import Begin, Command, Decoding, Free, Item, Sampling, Step
 from penstock.serve.worker import speculative_executor
 from penstock.serve.worker.build import build_executor
+from penstock.serve.worker.draft import DraftModel
 
 PROMPTS = [tuple((13 * seq + 5 * i) % 150 for i in range(4 + 3 * seq)) for seq in range(4)]
 OUTPUT = 14
@@ -57,7 +58,7 @@ def view(seqs: list[int], made: dict[int, int]) -> Decoding:
         seqs=tuple(seqs),
         decode_s=(0.1,) * n,
         tokens=tuple(made[seq] for seq in seqs),
-        tpot_s=tuple(0.05 if seq % 2 else float("inf") for seq in seqs),
+        tpot=tuple(0.05 if seq % 2 else float("inf") for seq in seqs),
         relative=(False,) * n,
         kind=tuple(seq % 2 for seq in seqs),
         most=tuple(OUTPUT - made[seq] for seq in seqs),
@@ -185,7 +186,10 @@ async def test_what_cannot_speculate_is_refused(
 def test_both_models_are_measured(checkpoint: tuple[str, Any]) -> None:
     """Every figure is positive, and more tokens never take less; no page is left taken."""
     model = load_slice(checkpoint[0], num_pages=600)
-    latency = REAL_MEASURE(model, model)
+    drafting = load_slice(checkpoint[0], num_pages=600)
+    latency = REAL_MEASURE(model, DraftModel(drafting, 160))
     assert latency.draft_pass_s > 0
     assert latency.verify.seconds[0] > 0
-    assert model.pool.free == 600
+    assert latency.draft is not None
+    assert latency.pass_s(16) >= latency.pass_s(1) == latency.draft_pass_s
+    assert (model.pool.free, drafting.pool.free) == (600, 600)
