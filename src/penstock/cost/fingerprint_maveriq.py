@@ -81,11 +81,12 @@ class MaverIQEstimator:
         if tp > 1:
             double = latency_terms(found, 2, batch).seconds(self.layers, tokens)
             tensor = max(0.0, double - base / 2)
-        return (
-            base / (tp * pp**power.alpha)
-            + (tp - 1) ** power.beta / pp**power.gamma * tensor
-            + (pp - 1) ** power.delta * pipeline
+        seconds: float = (
+            base / (tp * float(pp) ** power.alpha)
+            + float(tp - 1) ** power.beta / float(pp) ** power.gamma * tensor
+            + float(pp - 1) ** power.delta * pipeline
         )
+        return seconds
 
     def memory_bytes(self, configuration: Configuration, demand: Demand) -> float:
         """Bytes over all GPUs; no dependence on lengths."""

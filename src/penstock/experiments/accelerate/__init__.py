@@ -1,0 +1,1 @@
+"""Hugging Face Accelerate with a balanced device map, as MaverIQ's artifact ran it."""

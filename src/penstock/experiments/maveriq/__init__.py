@@ -1,0 +1,1 @@
+"""MaverIQ: estimator, configuration choice, traces and serving runs."""

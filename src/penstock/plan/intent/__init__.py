@@ -1,0 +1,1 @@
+"""From an intent (least latency, cost, memory or GPU time) to a configuration and its GPUs."""
