@@ -1,12 +1,16 @@
 """How near the simulator comes to what this machine serves.
 
     python benchmarks/serve_truth.py [--model models/tiny] [--seconds 40] [--profile FILE] [-o DIR]
+    python benchmarks/serve_truth.py --known
 
 Profiles an engine (or takes FILE), then serves, loads and simulates three times: a light load and
 one near saturation on one engine, and engines with prefill and decode apart. Each load is the same
 seeded Poisson stream in both. Prints simulated beside measured for the metrics that have goals;
 the last line is JSON. Takes under six minutes; the machine should do nothing else. Exits with 1
 where a goal is missed. ``-o`` keeps profile, plans and runs.
+
+``--known``: workers wait for known seconds instead of computing, and the profile is fitted from
+the client's side. That shows the error of the method apart from what a busy machine adds.
 """
 
 from __future__ import annotations
@@ -17,17 +21,22 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 from penstock import api
+from penstock.cost.step_table import StepTableFile
 from penstock.measure.compare import Comparison, verdict_sentence
 from penstock.measure.loadgen.bench import BenchSettings, bench
 from penstock.measure.metrics import summarise
 from penstock.measure.run import Run
 from penstock.measure.store import write_run
+from penstock.plan.document import write_plan
 from penstock.plan.plan import Leg, Plan, Routing
+from penstock.profile.calibrate import CalibrateSettings, calibrate_endpoint
 from penstock.profile.document import write_profile
 from penstock.profile.engine import profile_engine
 from penstock.profile.server import serving
@@ -40,6 +49,13 @@ from penstock.spec.workload import ClosedLoop, Workload
 KV_BYTES = 128 << 20
 LENGTHS = MarginalLengths(LogNormal(120, 0.6, 16, 500), LogNormal(40, 0.5, 8, 120))
 WARM_UP_S = 5.0
+SERVER = Path(__file__).with_name("known_server.py")
+KNOWN = {
+    "kind": "linear",
+    "kv_tokens": 200_000,
+    "prefill_s": [0.03, 2e-4, 0.0],
+    "decode_s": [0.03, 1e-6, 1e-3],
+}
 
 
 def main() -> int:
@@ -48,26 +64,69 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=40.0)
     parser.add_argument("--profile", type=Path)
     parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--known", action="store_true")
     given = parser.parse_args()
     start_s = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="penstock-truth-") as scratch:
         folder = given.output or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        results = asyncio.run(measure(given.model, given.profile, given.seconds, folder))
+        bed = Known(given.model) if given.known else Real(given.model)
+        results = asyncio.run(measure(bed, given.profile, given.seconds, folder))
     print(f"took {time.monotonic() - start_s:.0f} s")
     print(json.dumps(results))
     return 0 if all(entry["holds"] for entry in results) else 1
 
 
+class Real:
+    """Engines that compute, profiled from within."""
+
+    def __init__(self, model: Path) -> None:
+        self.one = local_plan(model, kv_memory_bytes=KV_BYTES)
+        self.apart = prefill_and_decode(model)
+
+    async def profile(self, folder: Path) -> StepTableFile:
+        return await profile_engine(self.one)
+
+    def serving(self, plan: Plan, folder: Path) -> AbstractAsyncContextManager[str]:
+        return serving(plan, folder)
+
+
+class Known(Real):
+    """Engines that wait, profiled from the client's side."""
+
+    def __init__(self, model: Path) -> None:
+        super().__init__(model)
+        self.one = replace(self.one, cost=KNOWN)
+        self.apart = replace(self.apart, cost=KNOWN)
+
+    async def profile(self, folder: Path) -> StepTableFile:
+        async with self.serving(self.one, folder) as url:
+            settings = CalibrateSettings(url, self.one.model, "CPU", seconds=60.0)
+            return await calibrate_endpoint(settings)
+
+    @asynccontextmanager
+    async def serving(self, plan: Plan, folder: Path) -> AsyncIterator[str]:
+        path = folder / "plan.yaml"
+        write_plan(plan, path)
+        server = await asyncio.create_subprocess_exec(
+            sys.executable, SERVER, path, stdout=asyncio.subprocess.PIPE
+        )
+        assert server.stdout is not None
+        try:
+            yield (await server.stdout.readline()).decode().strip()
+        finally:
+            server.terminate()
+            await server.wait()
+
+
 async def measure(
-    model: Path, profile: Path | None, seconds: float, folder: Path
+    bed: Real, profile: Path | None, seconds: float, folder: Path
 ) -> list[dict[str, object]]:
     """Serve, load and simulate all cases; a row of errors for each."""
-    one = local_plan(model, kv_memory_bytes=KV_BYTES)
-    apart = prefill_and_decode(model)
+    one, apart = bed.one, bed.apart
     if profile is None:
         profile = folder / "profile.yaml"
-        write_profile(await profile_engine(one), profile)
+        write_profile(await bed.profile(folder), profile)
     results = []
     for name, plan, share in (
         ("light", one, 0.3),
@@ -78,7 +137,7 @@ async def measure(
         load = workload(name, rate, seconds)
         label = name.replace(" ", "-")
         (folder / label).mkdir(exist_ok=True)
-        async with serving(plan, folder / label) as url:
+        async with bed.serving(plan, folder / label) as url:
             await bench(workload("warm-up", rate, WARM_UP_S, seed=99), BenchSettings(url))
             measured = await bench(load, BenchSettings(url))
         simulated = api.simulate(plan, load, profile=profile)

@@ -72,6 +72,8 @@ def bench(
     """
     from penstock import api
     from penstock.errors import SpecError
+
+    need_client()
     from penstock.measure.loadgen.bench import BenchSettings
 
     for path in (output, vllm_json, exp):
@@ -104,6 +106,16 @@ def bench(
     if run.header["stopped"]:
         note("stopped before the end: the run holds what was measured until then")
         raise typer.Exit(130)
+
+
+def need_client() -> None:
+    """Say in one line that the HTTP client is missing. Raises ``InputError``."""
+    from importlib.util import find_spec
+
+    from penstock.errors import InputError
+
+    if find_spec("httpx") is None:
+        raise InputError("loading an endpoint needs httpx; pip install 'penstock[serve]'")
 
 
 def _measure(traffic: Workload, settings: BenchSettings) -> Run:

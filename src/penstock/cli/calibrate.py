@@ -38,8 +38,11 @@ def calibrate(
 
     Example: penstock calibrate --url http://gpu:8000 --model llama3.1-8b --accelerator L40S
     """
+    from penstock.cli.bench import need_client
     from penstock.cli.profile import show_profile
     from penstock.errors import SpecError
+
+    need_client()
     from penstock.plan.planner import Progress
     from penstock.profile.calibrate import CalibrateSettings, calibrate_endpoint
     from penstock.profile.document import write_profile

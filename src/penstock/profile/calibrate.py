@@ -114,10 +114,9 @@ def client_rows(item: Seen) -> list[Row]:
 
 def _importance(probe: Probe) -> tuple[int, int, int]:
     """Warm-up, then what every fit needs; large batches last, where time may have run out."""
-    kinds = {"warm-up": 0, "prefill": 1, "decode": 2}
-    if probe.kind == "decode" and probe.seqs == 1:
-        return 1, 0, probe.prompt_tokens
-    return kinds[probe.kind], probe.seqs, probe.prompt_tokens
+    if probe.kind != "decode":
+        return (0 if probe.kind == "warm-up" else 2), 0, 0
+    return (1 if probe.seqs == 1 else 3), probe.seqs, probe.prompt_tokens
 
 
 def _ttft_s(item: Seen) -> float:

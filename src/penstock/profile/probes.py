@@ -42,8 +42,9 @@ def probes(bounds: Bounds, repeat: int = 5, *, tokens: int = _PROMPTS_AT_ONCE) -
     """Warm-up, then prompts of doubling sizes, then batches of doubling sizes and contexts."""
     for _ in range(_WARM_UP):
         yield Probe("warm-up", 1, min(64, bounds.max_model_len // 2), 8)
-    for size in _prompt_sizes(bounds):
-        for _ in range(repeat):
+    # In rounds, so that a busy moment of the machine does not fall on one size.
+    for _ in range(repeat):
+        for size in _prompt_sizes(bounds):
             yield Probe("prefill", 1, size, 2)
     for seqs in _doubling(1, bounds.max_seqs):
         for context in _CONTEXTS:

@@ -121,6 +121,9 @@ async def _load(
         else:
             draw = closed_requests(workload, seed, most)
             await drive_closed(loop, draw, client.prepare, client.clock, stop)
+    except ExceptionGroup as group:
+        # A trace that goes wrong halfway, say: one line, not a tree of tasks.
+        raise group.exceptions[0] from None
     finally:
         watching.cancel()
     end_s = client.clock()

@@ -176,6 +176,21 @@ def test_overload_is_rejected_and_the_rest_served() -> None:
     assert "429" in str(run.header["problems"])
 
 
+def test_a_workload_that_fails_halfway_is_its_own_error(address: str) -> None:
+    """What a trace raises reaches the user as it is, not as a group of tasks."""
+
+    class Broken:
+        def __len__(self) -> int:
+            return 2
+
+        def __iter__(self) -> Iterator[Request]:
+            yield Request(0, 0.0, 4, 2)
+            raise SpecError("arrivals must not go back in time")
+
+    with pytest.raises(SpecError, match="back in time"):
+        measure(Workload("t", 1.0, trace=Broken()), address)
+
+
 def test_wrong_servers_are_one_line(address: str) -> None:
     """No server, no such model, no key: each names what to do."""
     rows = trace((0.0, 4, 3, ""))
