@@ -113,6 +113,8 @@ def local_plan(
     cuts = [layers * i // stages for i in range(stages + 1)]
     entry_bytes = model.kv_bytes_per_token_per_layer * max(b - a for a, b in pairwise(cuts))
     tokens = int(each * shape.tensor / entry_bytes)
+    # More than all slots at full length could never be used.
+    tokens = min(tokens, shape.max_num_seqs * (model.max_position_embeddings + 16))
     scheduler = SchedulerSettings(
         "vllm",
         max_num_seqs=shape.max_num_seqs,
