@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from penstock.experiments.accelerate.reproduce import ACCELERATE_SYSTEM
 from penstock.experiments.adaserve.reproduce import ADASERVE_SYSTEM
+from penstock.experiments.alpaserve.reproduce import ALPASERVE_SYSTEM
 from penstock.experiments.distserve.reproduce import DISTSERVE_SYSTEM
 from penstock.experiments.helix.reproduce import HELIX_SYSTEM
 from penstock.experiments.maveriq.reproduce import MAVERIQ_SYSTEM
@@ -19,6 +20,7 @@ _EVERY = (
     ADASERVE_SYSTEM,
     DISTSERVE_SYSTEM,
     SDS_SYSTEM,
+    ALPASERVE_SYSTEM,
     MAVERIQ_SYSTEM,
     ACCELERATE_SYSTEM,
 )

@@ -40,7 +40,7 @@ Flags = NDArray[np.uint8]
 
 OVERHEAD_S = 0.011
 ALMOST_NOTHING = 1e-6
-BITS = 62
+BITS = 32
 SMALL = 16
 
 
@@ -260,7 +260,7 @@ def place(state: State, g: int, m: int) -> None:
         rank[order[i]] = i
     state.groups[m, state.holds[m]] = g
     state.holds[m] += 1
-    state.mask[m] |= 1 << (g % BITS)
+    state.mask[m] |= 1 << (g & (BITS - 1))
     for i in range(state.size[g]):
         one = state.members[g, i]
         for j in range(1, state.holds[one]):
@@ -270,6 +270,35 @@ def place(state: State, g: int, m: int) -> None:
                 state.groups[one, to] = state.groups[one, to - 1]
                 to -= 1
             state.groups[one, to] = moving
+
+
+@leaf
+def _leave(
+    g: int, last: int, stages: int, clock: Floats, astray: Flags, strays: Ints, scratch: Floats
+) -> int:
+    """Group ``g`` goes out of step: keep its recorded clocks; return its bit."""
+    astray[g] = 1
+    strays[g & (BITS - 1)] += 1
+    for s in range(stages):
+        scratch[g, s] = clock[last, s] if last >= 0 else 0.0
+    return 1 << (g & (BITS - 1))
+
+
+@leaf
+def _return(g: int, astray: Flags, strays: Ints) -> int:
+    """Group ``g`` is in step again; return the bits that stay set."""
+    astray[g] = 0
+    strays[g & (BITS - 1)] -= 1
+    return -1 if strays[g & (BITS - 1)] else ~(1 << (g & (BITS - 1)))
+
+
+@leaf
+def _in_step(g: int, last: int, stages: int, clock: Floats, scratch: Floats) -> bool:
+    """Whether the clocks of ``g`` equal the recorded ones."""
+    for s in range(stages):
+        if (clock[last, s] if last >= 0 else 0.0) != scratch[g, s]:
+            return False
+    return True
 
 
 @leaf
@@ -317,10 +346,10 @@ def update(
         k = shape[g]
         time = arrival[i]
         same = was == g
-        if last[g] >= 0:
-            row = clock[last[g]]
+        before = last[g]
+        if before >= 0:
             for s in range(stages[k]):
-                time = max(time, row[s]) + latency[m, k, s]
+                time = max(time, clock[before, s]) + latency[m, k, s]
                 same = same and time == clock[i, s]
                 fresh[s] = time
         else:
@@ -337,22 +366,14 @@ def update(
         if accepted and same:
             last[g] = i
             if astray[g]:
-                astray[g] = 0
-                strays[g % BITS] -= 1
-                if strays[g % BITS] == 0:
-                    away &= ~(1 << (g % BITS))
+                away &= _return(g, astray, strays)
             continue
         if not accepted and was < 0:
             continue
-        for side in range(2):
-            h = was if side == 0 else g
-            if h < 0 or (side == 1 and not accepted) or astray[h]:
-                continue
-            astray[h] = 1
-            strays[h % BITS] += 1
-            away |= 1 << (h % BITS)
-            for s in range(stages[shape[h]]):
-                scratch[h, s] = clock[last[h], s] if last[h] >= 0 else 0.0
+        if was >= 0 and not astray[was]:
+            away |= _leave(was, last[was], stages[shape[was]], clock, astray, strays, scratch)
+        if accepted and not astray[g]:
+            away |= _leave(g, before, stages[k], clock, astray, strays, scratch)
         if was >= 0:
             old = shape[was]
             state.good[m] -= 1
@@ -368,21 +389,10 @@ def update(
             last[g] = i
             for s in range(stages[k]):
                 clock[i, s] = fresh[s]
-        for side in range(2):
-            h = was if side == 0 else g
-            if h < 0 or not astray[h] or (side == 1 and h == was):
-                continue
-            level = True
-            for s in range(stages[shape[h]]):
-                now = clock[last[h], s] if last[h] >= 0 else 0.0
-                if now != scratch[h, s]:
-                    level = False
-                    break
-            if level:
-                astray[h] = 0
-                strays[h % BITS] -= 1
-                if strays[h % BITS] == 0:
-                    away &= ~(1 << (h % BITS))
+        if was >= 0 and _in_step(was, last[was], stages[shape[was]], clock, scratch):
+            away &= _return(was, astray, strays)
+        if accepted and g != was and _in_step(g, i, stages[k], clock, scratch):
+            away &= _return(g, astray, strays)
     return again
 
 

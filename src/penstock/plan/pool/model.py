@@ -222,6 +222,12 @@ class PoolProblem:
         np.maximum.at(longest, self.traffic.model, self.limit_s)
         return longest[:-1]
 
+    @cached_property
+    def horizon_s(self) -> float:
+        """Seconds from the first arrival to the last deadline; 0 without requests."""
+        arrival = self.traffic.arrival_s
+        return float((arrival + self.limit_s).max() - arrival[0]) if len(arrival) else 0.0
+
     def weight_bytes(self, model: int, shape: Shape) -> float:
         """Bytes of a replica on its fullest GPU; infinite where the shape cannot hold it."""
         timing = self.models[model].profile.timings.get(shape)

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from penstock.errors import InputError
 from penstock.plan.pool.greedy import ONE_GPU, Grown, grow_replicas, powers_of_two
 from penstock.plan.pool.kernel import OVERHEAD_S
-from penstock.plan.pool.model import PoolCluster, PoolProblem, Shape
+from penstock.plan.pool.model import Floats, PoolCluster, PoolProblem, Shape
 from penstock.plan.pool.simulate import PER_REPLICA, TimedPlacement
 from penstock.plan.pool.tables import tables_of
 
@@ -56,8 +57,8 @@ def score_bound(problem: PoolProblem, shapes: Sequence[Shape]) -> float:
     """No placement on groups of ``shapes`` scores higher.
 
     A model's requests count where some group that has room for it, idle, would meet the longest
-    of their deadlines; latency counts 0, and every group holds as many of the lightest models as
-    fit.
+    of their deadlines; of these no more than the groups have seconds for; latency counts 0, and
+    every group holds as many of the lightest models as fit.
     """
     kinds = list(dict.fromkeys(shapes))
     tables = tables_of(problem.models, kinds)
@@ -66,13 +67,29 @@ def score_bound(problem: PoolProblem, shapes: Sequence[Shape]) -> float:
     alone = np.where(fits, tables.latency.sum(axis=2), np.inf).min(axis=1)
     # The replay adds stage by stage, which rounds otherwise than a sum.
     reachable = alone + OVERHEAD_S <= problem.longest_limit_s * (1 + 1e-9)
-    served = int(problem.requests_of[reachable].sum())
+    served = float(problem.requests_of[reachable].sum())
+    room_s = len(shapes) * problem.horizon_s * (1 + 1e-9)
+    for stage in (np.zeros(len(kinds), np.int64), tables.stages - 1):
+        pace = np.where(fits, tables.latency[:, np.arange(len(kinds)), stage], np.inf).min(axis=1)
+        served = min(served, _most(problem.requests_of[reachable], pace[reachable], room_s))
     replicas = 0
     for k, shape in enumerate(kinds):
         filled = np.cumsum(np.sort(tables.weight[:, k]))
         room = int(np.count_nonzero(filled <= memory * (1 + 1e-9)))
         replicas += room * shapes.count(shape)
     return served / max(1, problem.traffic.num_requests) + PER_REPLICA * replicas
+
+
+def _most(requests: NDArray[np.int64], pace_s: Floats, room_s: float) -> float:
+    """Most requests that fit into ``room_s``, the quick ones first, the last one in part."""
+    order = np.argsort(pace_s, kind="stable")
+    seconds = np.cumsum(requests[order] * pace_s[order])
+    whole = int(np.searchsorted(seconds, room_s, side="right"))
+    served = float(requests[order[:whole]].sum())
+    if whole < len(order):
+        before = float(seconds[whole - 1]) if whole else 0.0
+        served += (room_s - before) / float(pace_s[order[whole]])
+    return served
 
 
 def mp_search(
