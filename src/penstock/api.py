@@ -27,6 +27,8 @@ DEFAULT_WORKLOAD = "azure-conv-offline"
 DEFAULT_ENGINE_WORKLOAD = "azure-conv-online"
 ENGINE_PLANNERS = ("goodput", "distserve-high", "distserve-low", "vidur-search")
 MAX_PROCESSES = 8
+SEEDS = 3
+"""Runs of a plan of whole engines before it is an answer."""
 
 
 def available_cores() -> int:
@@ -116,6 +118,7 @@ def plan(
             planner=planner,
             rate=rate,
             attainment=attainment,
+            processes=processes,
             seed=seed,
             progress=progress,
         )
@@ -157,11 +160,13 @@ def _plan_engines(
     planner: str,
     rate: float | None,
     attainment: float,
+    processes: int | None,
     seed: int,
     progress: ProgressCallback,
 ) -> Plan:
     from penstock.cost.step_roofline import StepRoofline
     from penstock.cost.steps import EngineShape
+    from penstock.evaluate import worker_pool
     from penstock.plan.goodput.machines import machines_of
     from penstock.plan.goodput.named import plan_engines
     from penstock.plan.goodput.planner import Task
@@ -170,7 +175,8 @@ def _plan_engines(
         has_relative_limits,
         with_absolute_limits,
     )
-    from penstock.sim.plan_probes import SimulatedPlans
+    from penstock.sim.disaggregated.judging import PooledProbes
+    from penstock.sim.plan_probes import PlanProbeSetting, run_plan_probe
     from penstock.spec.load import load_cluster, load_model
     from penstock.spec.workloads import mean_lengths
 
@@ -197,18 +203,23 @@ def _plan_engines(
         ]
         traffic = with_absolute_limits(traffic, engines_baseline_s(cost, shapes))
     prompt, output = mean_lengths(traffic)
-    task = Task(
-        fleet,
-        cost,
-        prompt,
-        output,
-        SimulatedPlans(cost, traffic, max_queue_s, seed),
-        attainment=attainment,
-        planner=planner,
-        seed=seed,
-        progress=progress,
-    )
-    return plan_engines(task, rate)
+    setting = PlanProbeSetting(cost, traffic, attainment, max_queue_s)
+    width = processes or min(MAX_PROCESSES, available_cores())
+    with worker_pool(width) as pool:
+        submit = None if pool is None else pool.submit
+        task = Task(
+            fleet,
+            cost,
+            prompt,
+            output,
+            PooledProbes(run_plan_probe, setting, submit, width),
+            attainment=attainment,
+            planner=planner,
+            # A trace is the same whatever the seed.
+            seeds=(seed,) if len(traffic.trace) else tuple(range(seed, seed + SEEDS)),
+            progress=progress,
+        )
+        return plan_engines(task, rate)
 
 
 def simulate(

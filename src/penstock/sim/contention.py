@@ -51,6 +51,7 @@ class ContendedTransport:
         paths.observe(vertex, items, now)
         for item in items:
             item.hop = 0 if at_home else item.hop + 1
+            _enter(item)
             self._waiting[vertex][id(item)] = item
         self._round(vertex, now)
 
@@ -75,7 +76,10 @@ class ContendedTransport:
     def _pick(self, vertex: int, item: Sequence, free: list[int], now: float) -> bool:
         paths = self._paths
         offered = tuple(free) if paths.router.picks_free_legs else paths.topology.out[vertex]
-        return bool(offered) and paths.choose(vertex, item, offered, now)
+        if not offered or not paths.choose(vertex, item, offered, now):
+            return False
+        _enter(item)
+        return True
 
     def _bandwidth(self, leg: int) -> float:
         """Bytes/s the leg could have now; 0 when that is too little to be used."""
@@ -115,8 +119,13 @@ class ContendedTransport:
         link = self._links[leg]
         self._reserve(leg, -rate)
         if item.hop < len(item.hops):
-            item.layer = item.hops[item.hop].start_layer
             self._nodes[link.dst].deliver(now + link.latency_s, [item], now)
         else:
             self._loop.at(now + link.latency_s, ARRIVE, self._receive, [item])
         self._round(link.src, now)
+
+
+def _enter(item: Sequence) -> None:
+    """Note the first layer of the next hop, once it is known: the KV memory held follows it."""
+    if item.hop < len(item.hops):
+        item.layer = item.hops[item.hop].start_layer

@@ -43,7 +43,7 @@ def simulate_engine_plan(
     routing = plan.routing
     apart = any(spec.role != "both" for spec in specs)
     if apart or options.faults.faults:
-        fleet = RoleFleet(specs, plan.handoff, routing.engine_router, routing.decode_router)
+        fleet = plan_fleet(plan)
         if options.faults.faults:
             nodes = {e.name: tuple(stage.node for stage in e.stages) for e in plan.engines}
             run = FaultySimulation(
@@ -61,6 +61,12 @@ def simulate_engine_plan(
         **header_entries(plan.cluster, workload.classes),
     }
     return replace(run, name=f"{plan.planner}-{workload.name}", header=header)
+
+
+def plan_fleet(plan: Plan) -> RoleFleet:
+    """The engines of ``plan`` with its routers and its hand-over."""
+    routing = plan.routing
+    return RoleFleet(engine_specs(plan), plan.handoff, routing.engine_router, routing.decode_router)
 
 
 def engine_specs(plan: Plan) -> tuple[EngineSpec, ...]:

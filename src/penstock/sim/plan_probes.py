@@ -2,96 +2,77 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from itertools import islice
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from penstock.cost.steps import StepCostModel
-from penstock.errors import SpecError
-from penstock.measure.run import Run
-from penstock.plan.goodput.fleet import Phase
-from penstock.plan.goodput.planner import Seen
-from penstock.plan.plan import Plan
+from penstock.plan.goodput.fleet import Phase, Probe
+from penstock.plan.goodput.planner import PlanJob
+from penstock.policy.fleet import plan_admission
+from penstock.sim.disaggregated.certainty import Certain
+from penstock.sim.disaggregated.judging import first_requests, judged, limits_of
 from penstock.sim.disaggregated.no_prompts import NoPrompts
-from penstock.sim.engine_plans import simulate_engine_plan
-from penstock.sim.options import SimulationOptions
-from penstock.spec.workload import Request, SLOClass, Workload
-from penstock.spec.workloads import with_rate
+from penstock.sim.disaggregated.simulate import simulate_disaggregated
+from penstock.sim.engine_plans import plan_fleet
+from penstock.sim.engines.options import EngineOptions
+from penstock.spec.workload import SLO, Request, Workload
 
-MOST_REQUESTS = 20_000
+MOST_REQUESTS = 30_000
 
 
-@dataclass
-class SimulatedPlans:
-    """``PlanProbes`` by simulation.
+@dataclass(frozen=True)
+class PlanProbeSetting:
+    """What all probes of a search share.
 
-    A run has at least ``least_requests`` and lasts at least ``least_s``; the first
-    ``warmup_share`` of its requests is not judged. A request is good when it meets all limits of
-    its class and, with ``max_queue_s``, is first scheduled within that time.
+    A run has at least ``least_requests`` and lasts at least ``least_s``, or ``answer_s`` where it
+    is the answer; it never has more than 30,000 requests. The first ``warmup_share`` of its
+    requests is not judged. A request is good when it meets all limits of its class and, with
+    ``max_queue_s``, is first scheduled within that time.
     """
 
     cost: StepCostModel
     workload: Workload
+    attainment: float
     max_queue_s: float | None = None
-    seed: int = 0
     least_requests: int = 300
-    least_s: float = 30.0
+    least_s: float = 20.0
+    answer_s: float = 150.0
     warmup_share: float = 0.1
-    runs: int = 0
 
-    def __call__(self, plan: Plan, rate_per_s: float, phase: Phase = "both") -> Seen:
-        self.runs += 1
-        requests = self._requests(rate_per_s, phase)
-        workload = Workload(self.workload.name, 0.0, trace=requests, classes=self.workload.classes)
-        cost = NoPrompts(self.cost) if phase == "decode" else self.cost
-        run = simulate_engine_plan(plan, workload, cost, SimulationOptions(seed=self.seed))
-        return self._judge(run, requests, phase)
+    def requests(self, job: PlanJob) -> tuple[Request, ...]:
+        """What ``job`` sends. Raises ``SpecError`` for a workload without requests."""
+        length_s = self.answer_s if job.effort == "answer" else self.least_s
+        wanted = min(MOST_REQUESTS, round(job.rate_per_s * length_s))
+        count = max(self.least_requests, wanted)
+        return first_requests(self.workload, job.rate_per_s, count, job.seed, job.phase)
 
-    def _requests(self, rate_per_s: float, phase: Phase) -> tuple[Request, ...]:
-        count = max(self.least_requests, min(MOST_REQUESTS, round(rate_per_s * self.least_s)))
-        workload = with_rate(self.workload, rate_per_s)
-        if not len(workload.trace):
-            workload = replace(workload, duration_s=2 * count / rate_per_s + 60)
-        requests = tuple(islice(workload.requests(self.seed), count))
-        if not requests:
-            raise SpecError(f"workload {workload.name} has no requests", key="workload")
-        if phase == "prefill":
-            requests = tuple(replace(one, output_tokens=1) for one in requests)
-        return requests
-
-    def _judge(self, run: Run, requests: tuple[Request, ...], phase: Phase) -> Seen:
-        table = run.requests
-        sent = slice(int(self.warmup_share * len(requests)), None)
-        ttft = (table.first_token_s - table.arrival_s)[sent]
-        # Decodes alone: waiting for room counts, as it would between the phases.
-        begun = table.arrival_s if phase == "decode" else table.first_token_s
-        tpot = (table.last_token_s - begun)[sent] / np.maximum(table.output_tokens[sent] - 1, 1)
-        e2e = (table.last_token_s - table.arrival_s)[sent]
-        limits = self._limits(requests[sent], phase)
-        first, rest = _within(ttft, limits[:, 0]), _within(tpot, limits[:, 1])
-        done = ~np.isnan(table.last_token_s[sent])
-        queued = (table.admitted_s - table.arrival_s)[sent]
-        most = np.full(len(queued), self.max_queue_s or np.inf)
-        soon = done if phase == "decode" else done & _within(queued, most)
-        good = first & rest & _within(e2e, limits[:, 2]) & soon
-        return Seen(*(float(np.mean(part)) for part in (good, first & done, rest & done, soon)))
-
-    def _limits(self, requests: tuple[Request, ...], phase: Phase) -> NDArray[np.float64]:
+    def limits(self, requests: tuple[Request, ...], phase: Phase) -> NDArray[np.float64]:
         """``[n, 3]``: limits of TTFT, TPOT and end to end of each request; infinity = none."""
-        by_class = {entry.name: _limits_of(entry, phase) for entry in self.workload.classes}
-        first = next(iter(by_class.values()), (np.inf,) * 3)
+        by_class = {entry.name: limits_of(entry.slo, phase) for entry in self.workload.classes}
+        first = next(iter(by_class.values()), limits_of(SLO(), phase))
         return np.array([by_class.get(one.class_name, first) for one in requests])
 
 
-def _limits_of(entry: SLOClass, phase: Phase) -> tuple[float, float, float]:
-    slo = entry.slo
-    ttft = np.inf if slo.ttft_s is None or phase == "decode" else slo.ttft_s
-    tpot = np.inf if slo.tpot_s is None or phase == "prefill" else slo.tpot_s
-    e2e = np.inf if slo.e2e_s is None or phase != "both" else slo.e2e_s
-    return ttft, tpot, e2e
-
-
-def _within(values: NDArray[np.float64], limits: NDArray[np.float64]) -> NDArray[np.bool_]:
-    return (values <= limits) | np.isinf(limits)
+def run_plan_probe(setting: PlanProbeSetting, job: PlanJob) -> Probe:
+    """Simulate one job."""
+    requests = setting.requests(job)
+    decodes = job.phase == "decode"
+    watch = Certain(
+        setting.limits(requests, job.phase),
+        int(setting.warmup_share * len(requests)),
+        # Below 0: never certain.
+        -1.0 if job.effort == "shares" else setting.attainment,
+        from_arrival=decodes,
+        max_queue_s=None if decodes else setting.max_queue_s,
+        verdict_only=job.effort == "verdict",
+    )
+    run = simulate_disaggregated(
+        plan_fleet(job.plan),
+        Workload(setting.workload.name, 0.0, trace=requests, classes=setting.workload.classes),
+        NoPrompts(setting.cost) if decodes else setting.cost,
+        EngineOptions(seed=job.seed, keep_tokens=False, admission=plan_admission(job.plan)),
+        watch,
+    )
+    return judged(run, watch)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, Phase, assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from published_loop import PublishedLoop
 from small import ToyCost, make_plan, plans, toy_model, traces
@@ -99,12 +99,7 @@ def test_failures_lose_no_request(plan, workload, outage, granularity):
     check_outage(plan, workload, outage, granularity)
 
 
-@pytest.mark.xfail(
-    reason="routers that choose hop by hop can leave KV entries of an evicted request behind",
-    raises=RuntimeError,
-    strict=False,
-)
-@settings(parent=QUICK, phases=[Phase.explicit, Phase.generate])
+@QUICK
 @given(plans(admission="queue"), traces(), OUTAGES, st.sampled_from(["nodewise", "layerwise"]))
 def test_failures_lose_no_request_hop_by_hop(plan, workload, outage, granularity):
     """The same for routers that pick the next node only when a link is free."""

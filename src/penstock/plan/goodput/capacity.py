@@ -8,12 +8,11 @@ from math import inf
 from penstock.cost.steps import EngineShape, StepTimer
 from penstock.errors import Infeasible, SpecError
 from penstock.plan.goodput.chains import Chain
-from penstock.plan.goodput.fleet import EngineChoice, Fleet, Job, Phase, Probe
+from penstock.plan.goodput.fleet import EngineChoice, Fleet, Job, Phase
 from penstock.plan.goodput.question import Capacity, Measured, Question
+from penstock.plan.goodput.rates import SMALLEST_SHARE, capacity_chain
 
 MARGIN = 1.2
-TOLERANCE = 0.08
-SMALLEST_SHARE = 0.01
 
 
 def choices(question: Question) -> list[EngineChoice]:
@@ -46,28 +45,24 @@ def choices(question: Question) -> list[EngineChoice]:
     return found
 
 
-def capacity_chain(question: Question, choice: EngineChoice) -> Chain[Capacity]:
+def engine_chain(question: Question, choice: EngineChoice) -> Chain[Job, Capacity]:
     """The capacity of one engine of ``choice``."""
     most = largest_rate(question, choice)
     if isinstance(most, Capacity):
         return most
-    low, high = 0.0, most
-    points: list[Measured] = []
-    last: Probe | None = None
     alone = Fleet(((replace(choice, role="both"), 1),))
-    while high - low > TOLERANCE * high and high > SMALLEST_SHARE * most:
-        rate = (low + high) / 2
-        last = yield Job(alone, rate, question.seeds[0], choice.role, verdict_only=True)
-        if last.joint >= question.attainment:
-            low = rate
-            points.append(Measured(rate, last))
-        else:
-            high = rate
-    if points:
-        return Capacity(choice, low, probe=points[-1].probe, points=tuple(points))
-    assert last is not None
-    binding = last.binding
-    return Capacity(choice, 0.0, binding, f"misses {binding} even at {high:.2g} req/s", last)
+
+    def ask(rate_per_s: float, seed: int, verdict_only: bool) -> Job:
+        return Job(alone, rate_per_s, seed, choice.role, verdict_only)
+
+    good, last = yield from capacity_chain(ask, most, question.seeds[0], question.attainment)
+    if good:
+        points = tuple(Measured(*one) for one in good)
+        return Capacity(choice, points[-1].rate_per_s, probe=points[-1].probe, points=points)
+    low = SMALLEST_SHARE * most
+    return Capacity(
+        choice, 0.0, last.binding, f"misses {last.binding} even at {low:.2g} req/s", last
+    )
 
 
 def largest_rate(question: Question, choice: EngineChoice) -> float | Capacity:

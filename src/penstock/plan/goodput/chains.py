@@ -8,18 +8,33 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
-from penstock.plan.goodput.fleet import Job, Probe, Probes
+from penstock.plan.goodput.fleet import Probe
 
+J = TypeVar("J")
+J_contra = TypeVar("J_contra", contravariant=True)
 T = TypeVar("T")
-Chain = Generator[Job, Probe, T]
+Chain = Generator[J, Probe, T]
 
 
-def run_chains(chains: Iterable[Chain[T]], probes: Probes) -> Iterator[tuple[int, T]]:
+class Probes(Protocol[J_contra]):
+    """Makes runs. ``width`` of them are worth submitting at once."""
+
+    @property
+    def width(self) -> int: ...
+
+    def submit(self, job: J_contra) -> Future[Probe]: ...
+
+    def keep(self, job: J_contra, probe: Probe) -> None:
+        """Called once with every answer that was used."""
+        ...
+
+
+def run_chains(chains: Iterable[Chain[J, T]], probes: Probes[J]) -> Iterator[tuple[int, T]]:
     """Yield (place, result) as chains end, ``probes.width`` of them under way at a time."""
     waiting = iter(enumerate(chains))
-    flight: dict[Future[Probe], tuple[int, Chain[T], Job]] = {}
+    flight: dict[Future[Probe], tuple[int, Chain[J, T], J]] = {}
     try:
         while True:
             while len(flight) < probes.width and (entry := next(waiting, None)) is not None:
@@ -44,10 +59,10 @@ def run_chains(chains: Iterable[Chain[T]], probes: Probes) -> Iterator[tuple[int
 
 def _step(
     place: int,
-    chain: Chain[T],
+    chain: Chain[J, T],
     probe: Probe | None,
-    probes: Probes,
-    flight: dict[Future[Probe], tuple[int, Chain[T], Job]],
+    probes: Probes[J],
+    flight: dict[Future[Probe], tuple[int, Chain[J, T], J]],
 ) -> tuple[int, T] | None:
     """Hand a chain its answer; submit what it asks next, or return its result."""
     try:

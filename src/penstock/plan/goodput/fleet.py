@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Literal, Protocol
+from typing import Literal
 
 from penstock.cost.steps import EngineShape
 from penstock.plan.settings import SchedulerSettings, SpeculationSettings
@@ -150,16 +149,3 @@ class Job:
     seed: int = 0
     phase: Phase = "both"
     verdict_only: bool = False
-
-
-class Probes(Protocol):
-    """Makes runs. ``width`` of them are worth submitting at once."""
-
-    @property
-    def width(self) -> int: ...
-
-    def submit(self, job: Job) -> Future[Probe]: ...
-
-    def keep(self, job: Job, probe: Probe) -> None:
-        """Called once with every answer that was used."""
-        ...

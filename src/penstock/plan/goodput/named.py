@@ -17,10 +17,10 @@ from penstock.plan.goodput.distserve import (
     phases_apart,
     search_goodput,
 )
-from penstock.plan.goodput.fleet import EngineChoice, Phase
+from penstock.plan.goodput.fleet import EngineChoice, Phase, Probe
 from penstock.plan.goodput.layout import Layout, Share, link_handoff
 from penstock.plan.goodput.machines import Machines, Parts, cut, machines_of
-from penstock.plan.goodput.planner import Search, Task, plan_for_goodput
+from penstock.plan.goodput.planner import PlanJob, Search, Task, plan_for_goodput
 from penstock.plan.goodput.publish import Outcome, Placed, engine_plan
 from penstock.plan.plan import Plan, Routing
 
@@ -146,7 +146,7 @@ class _DistServe:
         copies = len(machines.names) // segments * per_machine
         plan = self._pairs(best.shape, copies)
         rate = best.rate_per_s * copies
-        seen = self._task.probes(plan, rate)
+        seen = self._probe(plan, rate)
         reasons = [
             f"{copies} x ({best.shape}) over {segments} machines each sustain {rate:.3g} requests/s"
         ]
@@ -157,7 +157,7 @@ class _DistServe:
             copies,
             Outcome(
                 rate,
-                seen.good,
+                seen.joint,
                 self._task.mean_prompt_tokens,
                 self._task.planner,
                 tuple(reasons),
@@ -227,8 +227,12 @@ class _DistServe:
 
     def _good(self, plan: Plan, rate: float, phase: Phase) -> bool:
         """Percentiles of TTFT and of TPOT apart from each other, as published."""
-        seen = self._task.probes(plan, rate, phase)
-        return min(seen.ttft, seen.tpot) >= self._task.attainment
+        seen = self._probe(plan, rate, phase)
+        return min(seen.ttft_share, seen.tpot_share) >= self._task.attainment
+
+    def _probe(self, plan: Plan, rate: float, phase: Phase = "both") -> Probe:
+        job = PlanJob(plan, rate, self._task.seed, phase, "shares")
+        return self._task.probes.submit(job).result()
 
     def _bisection(self, shapes: list[Shape]) -> Bisection:
         most = 0.0
@@ -248,10 +252,10 @@ class _DistServe:
 
     def _measured(self, layout: Layout, rate: float, asked: bool) -> Plan:
         task = self._task
-        seen = task.probes(self._search.plan(layout), rate)
-        text = f"{layout} for {rate:.3g} requests/s: {100 * seen.good:.1f} % within limits"
+        seen = self._probe(self._search.plan(layout), rate)
+        text = f"{layout} for {rate:.3g} requests/s: {100 * seen.joint:.1f} % within limits"
         why = "the rate that was asked for" if asked else "the most that the machines hold"
         outcome = Outcome(
-            rate, seen.good, task.mean_prompt_tokens, task.planner, (text, why), task.seed
+            rate, seen.joint, task.mean_prompt_tokens, task.planner, (text, why), task.seed
         )
         return self._search.plan(layout, outcome)

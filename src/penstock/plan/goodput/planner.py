@@ -12,45 +12,51 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from math import inf
-from typing import Protocol
+from typing import Literal
 
 from penstock.cost.steps import StepCostModel
 from penstock.errors import Infeasible, SpecError
+from penstock.plan.goodput.chains import Chain, Probes, run_chains
 from penstock.plan.goodput.fleet import EngineChoice, Phase
 from penstock.plan.goodput.layout import Layout, Share, layout_plan
 from penstock.plan.goodput.machines import Machines, machines_of, shape_on
 from penstock.plan.goodput.publish import Outcome
+from penstock.plan.goodput.rates import (
+    OPTIMISM,
+    Ask,
+    Judged,
+    answer_chain,
+    capacity_chain,
+    short_rate_chain,
+)
 from penstock.plan.plan import Plan
 from penstock.plan.planner import Progress, ProgressCallback, silent
 from penstock.spec.cluster import Cluster
 
-TOLERANCE = 0.06
-LEAST_RATE = 0.02
+Effort = Literal["verdict", "answer", "shares"]
 MEASURED = 4
+WAVE = 4
+NEAR = 0.9
+TOGETHER = 2
+"""Layouts that get long runs side by side; fixed, so that cores do not matter."""
 SPLITS = 5
 KINDS = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """Shares of the requests of one run: good ones, and those within each limit."""
+class PlanJob:
+    """A run to make: ``plan`` at ``rate_per_s`` requests/s.
 
-    good: float
-    ttft: float = 1.0
-    tpot: float = 1.0
-    queue: float = 1.0
+    ``phase`` leaves the other phase of requests out. ``effort``: ``verdict`` is a short run that
+    ends when it is certain to pass or to fail; ``answer`` a long one that ends when it is certain
+    to fail; ``shares`` a short one to its end, for the share of each limit on its own.
+    """
 
-    @property
-    def binding(self) -> str:
-        """The limit that fewest requests met."""
-        shares = {"TPOT": self.tpot, "TTFT": self.ttft, "queueing": self.queue}
-        return min(shares, key=lambda name: shares[name])
-
-
-class PlanProbes(Protocol):
-    """Runs a plan at a rate (requests/s); ``phase`` leaves the other phase of requests out."""
-
-    def __call__(self, plan: Plan, rate_per_s: float, phase: Phase = "both") -> Seen: ...
+    plan: Plan
+    rate_per_s: float
+    seed: int = 0
+    phase: Phase = "both"
+    effort: Effort = "answer"
 
 
 @dataclass(frozen=True)
@@ -61,7 +67,7 @@ class Task:
     cost: StepCostModel
     mean_prompt_tokens: float
     mean_output_tokens: float
-    probes: PlanProbes
+    probes: Probes[PlanJob]
     attainment: float = 0.9
     pipeline_parallel_sizes: tuple[int, ...] = (1, 2)
     schedulers: tuple[str, ...] = ("vllm",)
@@ -69,8 +75,12 @@ class Task:
     disaggregated: bool = True
     gpu_memory_utilization: float = 0.9
     planner: str = "goodput"
-    seed: int = 0
+    seeds: tuple[int, ...] = (0,)
     progress: ProgressCallback = silent
+
+    @property
+    def seed(self) -> int:
+        return self.seeds[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +99,19 @@ class Rated:
 
 
 def plan_for_goodput(task: Task) -> Plan:
-    """The plan with the highest measured rate. Raises ``Infeasible`` with what binds."""
+    """The plan with the highest measured rate; Ctrl-C gives the best one so far.
+
+    Raises ``Infeasible`` with what binds.
+    """
     search = Search(task)
-    search.rate()
-    return search.best()
+    try:
+        search.rate()
+        search.measure()
+    except KeyboardInterrupt:
+        if search.best is None:
+            raise
+        search.interrupted = True
+    return search.publish()
 
 
 @dataclass
@@ -101,6 +120,9 @@ class Search:
 
     task: Task
     rated: list[Rated] = field(default_factory=list)
+    found: list[tuple[Layout, Judged]] = field(default_factory=list)
+    beaten: list[tuple[Layout, float]] = field(default_factory=list)
+    interrupted: bool = False
 
     @cached_property
     def groups(self) -> tuple[Machines, ...]:
@@ -121,9 +143,11 @@ class Search:
             for shape in [shape_on(machines, tensor, stages, task.gpu_memory_utilization)]
             for role, scheduler, chunk in self._roles()
         ]
-        for done, (machines, choice) in enumerate(kinds):
-            task.progress(Progress(f"capacity of {choice}", 0.6 * done / len(kinds)))
-            self.rated.append(self.capacity(machines, choice))
+        rated: dict[int, Rated] = {}
+        for place, one in run_chains((self.capacity(*kind) for kind in kinds), task.probes):
+            rated[place] = one
+            task.progress(Progress(f"capacity of {one.choice}", 0.6 * len(rated) / len(kinds)))
+        self.rated = [rated[place] for place in range(len(kinds))]
 
     def _roles(self) -> list[tuple[Phase, str, int]]:
         task = self.task
@@ -134,7 +158,7 @@ class Search:
             roles += [("prefill", "vllm", max(task.chunks)), ("decode", "vllm", max(task.chunks))]
         return roles
 
-    def capacity(self, machines: Machines, choice: EngineChoice) -> Rated:
+    def capacity(self, machines: Machines, choice: EngineChoice) -> Chain[PlanJob, Rated]:
         """What one engine sustains of its phase."""
         cost, task = self.task.cost, self.task
         try:
@@ -149,11 +173,11 @@ class Search:
             return Rated(machines, choice, 0.0, "KV memory", f"it holds {tokens} tokens")
         most = self.most(choice)
         alone = Layout((self.share(machines, replace(choice, role="both")),))
-        plan = self.plan(alone)
-        rate, seen = self.bisect(plan, most, choice.role)
-        if rate > 0:
-            return Rated(machines, choice, rate)
-        binding = seen.binding
+        ask = asking(self.plan(alone), choice.role)
+        good, last = yield from capacity_chain(ask, most, task.seed, task.attainment)
+        if good:
+            return Rated(machines, choice, good[-1][0])
+        binding = last.binding
         return Rated(machines, choice, 0.0, binding, f"misses {binding} at any rate")
 
     def most(self, choice: EngineChoice) -> float:
@@ -182,58 +206,104 @@ class Search:
             layout, task.cluster, task.cost, outcome or empty, task.mean_output_tokens
         )
 
-    def bisect(self, plan: Plan, most: float, phase: Phase = "both") -> tuple[float, Seen]:
-        """(largest rate that is good enough, what was seen there); 0 where there is none."""
-        low, high = LEAST_RATE * most, most
-        seen = self.task.probes(plan, low, phase)
-        if seen.good < self.task.attainment:
-            return 0.0, seen
-        while high - low > TOLERANCE * high:
-            rate = (low + high) / 2
-            last = self.task.probes(plan, rate, phase)
-            if last.good >= self.task.attainment:
-                low, seen = rate, last
-            else:
-                high = rate
-        return low, seen
-
     # -- layouts ------------------------------------------------------------------------------
 
-    def best(self) -> Plan:
-        """Measure the layouts with the highest estimates; the best one becomes the plan."""
-        layouts = self.layouts()
-        if not layouts:
-            raise self.infeasible()
-        found: list[tuple[float, Seen, Layout]] = []
-        for done, layout in enumerate(layouts):
-            share = 0.6 + 0.4 * done / len(layouts)
-            self.task.progress(Progress(f"measuring {layout}", share))
-            try:
-                plan = self.plan(layout)
-            except SpecError:
-                continue  # engines that are not joined cannot hand over
-            rate, seen = self.bisect(plan, 1.6 * layout.estimate_per_s)
-            found.append((rate, seen, layout))
-        rate, seen, layout = max(
-            found, key=lambda one: one[0], default=(0.0, Seen(0.0), Layout(()))
-        )
-        if rate <= 0:
-            raise self.infeasible()
-        return self.publish(layout, rate, seen, found)
+    @property
+    def best(self) -> tuple[Layout, Judged] | None:
+        good = [one for one in self.found if one[1].passed]
+        return max(good, key=lambda one: one[1].rate_per_s, default=None)
 
-    def publish(
-        self, layout: Layout, rate: float, seen: Seen, found: Sequence[tuple[float, Seen, Layout]]
-    ) -> Plan:
-        """The plan of ``layout`` with the reasons for it."""
-        task = self.task
-        others = sorted((one for one in found if one[2] is not layout), key=lambda one: -one[0])
-        reasons = [
-            f"{layout} sustain {rate:.3g} requests/s with {100 * seen.good:.1f} % within limits",
-            *(f"{other} sustain {less:.3g} requests/s" for less, _, other in others[:MEASURED]),
-            f"{seen.binding} binds first; no bound is stated: the search is not exhaustive",
+    def measure(self) -> None:
+        """Measure the layouts with the highest estimates, each only if it beats those before.
+
+        Waves of a fixed size: the answer does not depend on how many probes run at once.
+        """
+        queue = [(layout, plan) for layout in self.layouts() if (plan := self._joined(layout))]
+        total = len(queue)
+        while queue:
+            wave, queue = queue[:WAVE], queue[WAVE:]
+            floor = self._floor_per_s()
+            wave = [one for one in wave if OPTIMISM * one[0].estimate_per_s > floor]
+            short = self._short(wave, floor)
+            while short and short[0][0] > self._floor_per_s():
+                near = [one for one in short[:TOGETHER] if one[0] > NEAR * short[0][0]]
+                self._answer(near)
+                short = short[len(near) :]
+            floor = self._floor_per_s()
+            self.beaten += [(layout, rate or floor) for rate, layout, _ in short]
+            done = 1 - len(queue) / total
+            self.task.progress(Progress(f"measured {total - len(queue)} layouts", 0.6 + 0.4 * done))
+
+    def _floor_per_s(self) -> float:
+        return 0.0 if self.best is None else self.best[1].rate_per_s
+
+    def _short(
+        self, wave: Sequence[tuple[Layout, Plan]], floor_per_s: float
+    ) -> list[tuple[float, Layout, Plan]]:
+        """Layouts with their rates by short runs, highest first."""
+        task, rates = self.task, dict[int, float]()
+        chains = [
+            short_rate_chain(
+                asking(plan), task.seed, task.attainment, layout.estimate_per_s, floor_per_s
+            )
+            for layout, plan in wave
         ]
+        for place, (rate, _) in run_chains(chains, task.probes):
+            rates[place] = rate
+        places = sorted(rates, key=lambda place: -rates[place])
+        return [(rates[place], *wave[place]) for place in places]
+
+    def _answer(self, short: Sequence[tuple[float, Layout, Plan]]) -> None:
+        """Long runs on every seed of what seems best."""
+        task, floor = self.task, self._floor_per_s()
+        chains = [
+            answer_chain(asking(plan), task.seeds, task.attainment, rate, floor)
+            for rate, _, plan in short
+        ]
+        done: dict[int, Judged] = {}
+        try:
+            for place, judged in run_chains(chains, task.probes):
+                done[place] = judged
+                task.progress(Progress(f"measured {short[place][1]}", 0.7))
+        finally:
+            self.found += [(short[place][1], done[place]) for place in sorted(done)]
+
+    def _joined(self, layout: Layout) -> Plan | None:
+        """The plan of a layout; None where engines are not joined and cannot hand over."""
+        try:
+            return self.plan(layout)
+        except SpecError:
+            return None
+
+    def publish(self) -> Plan:
+        """The plan of the best layout with the reasons for it."""
+        if self.best is None:
+            raise self.infeasible()
+        task = self.task
+        layout, judged = self.best
+        interval = judged.interval
+        others = [(one.rate_per_s, other, one.passed) for other, one in self.found]
+        others += [(rate, other, False) for other, rate in self.beaten]
+        others = sorted((o for o in others if o[1] is not layout), key=lambda one: -one[0])
+        reasons = [
+            f"{layout} sustain {judged.rate_per_s:.3g} requests/s with "
+            f"{100 * judged.attainment:.1f} % within limits (95 % interval "
+            f"{100 * interval.low:.1f} to {100 * interval.high:.1f} %, {len(task.seeds)} seeds)",
+            *(
+                f"{other} sustain {'' if exact else 'less than '}{less:.3g} requests/s"
+                for less, other, exact in others[:MEASURED]
+            ),
+            f"{judged.probe.binding} binds first; no bound is stated: the search is not exhaustive",
+        ]
+        if self.interrupted:
+            reasons.append("the search was stopped before its end; this is the best so far")
         outcome = Outcome(
-            rate, seen.good, task.mean_prompt_tokens, task.planner, tuple(reasons), task.seed
+            judged.rate_per_s,
+            judged.attainment,
+            task.mean_prompt_tokens,
+            task.planner,
+            tuple(reasons),
+            task.seed,
         )
         return self.plan(layout, outcome)
 
@@ -338,3 +408,12 @@ class Search:
             if memory
             else f"a wider {binding} limit, or faster GPUs",
         )
+
+
+def asking(plan: Plan, phase: Phase = "both") -> Ask[PlanJob]:
+    """Jobs of ``plan``."""
+
+    def ask(rate_per_s: float, seed: int, verdict_only: bool) -> PlanJob:
+        return PlanJob(plan, rate_per_s, seed, phase, "verdict" if verdict_only else "answer")
+
+    return ask

@@ -11,6 +11,7 @@ from penstock.errors import SpecError
 from penstock.plan.goodput.costs import FleetCosts
 from penstock.plan.goodput.fleet import EngineChoice, Fleet, Probe
 from penstock.plan.goodput.interval import Interval
+from penstock.plan.goodput.rates import Judged
 from penstock.plan.settings import SpeculationSettings
 from penstock.spec.hardware import Accelerator
 from penstock.spec.model import Dtype
@@ -125,19 +126,34 @@ class Capacity:
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """A whole fleet at ``rate_per_s``: attainment over the seeds with its 95 % interval.
-
-    Where ``bound`` is set, the run was stopped when it was certain to fail: ``attainment`` is
-    then the most it could have reached.
-    """
+    """A whole fleet and what its runs showed."""
 
     fleet: Fleet
-    rate_per_s: float
-    attainment: float
-    interval: Interval
-    probe: Probe
-    passed: bool
-    bound: bool = False
+    judged: Judged
+
+    @property
+    def rate_per_s(self) -> float:
+        return self.judged.rate_per_s
+
+    @property
+    def attainment(self) -> float:
+        return self.judged.attainment
+
+    @property
+    def interval(self) -> Interval:
+        return self.judged.interval
+
+    @property
+    def probe(self) -> Probe:
+        return self.judged.probe
+
+    @property
+    def passed(self) -> bool:
+        return self.judged.passed
+
+    @property
+    def bound(self) -> bool:
+        return self.judged.bound
 
     @property
     def binding(self) -> str:

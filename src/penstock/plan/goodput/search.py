@@ -12,17 +12,16 @@ run at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
-from statistics import fmean
 
 from penstock.plan.goodput.candidates import for_gpus, for_rate, larger, offered
-from penstock.plan.goodput.capacity import capacity_chain, choices
-from penstock.plan.goodput.chains import Chain, run_chains
-from penstock.plan.goodput.fleet import Fleet, Job, Probe, Probes
-from penstock.plan.goodput.interval import Interval, attainment_interval
+from penstock.plan.goodput.capacity import choices, engine_chain
+from penstock.plan.goodput.chains import Chain, Probes, run_chains
+from penstock.plan.goodput.fleet import Fleet, Job
 from penstock.plan.goodput.question import Capacity, Question, Sweep, Tried
+from penstock.plan.goodput.rates import OPTIMISM, Ask, highest_rate_chain, seeds_chain
 from penstock.plan.goodput.verdict import infeasible, not_searched
 from penstock.plan.planner import Progress, ProgressCallback, silent
 
@@ -31,14 +30,11 @@ MOST_TRIED = 60
 FRONT_TRIED = 6
 FRONT_PRICE = 2.0
 MOST_BISECTED = 16
-OPTIMISM = 1.3
-"""A fleet never sustained this many times the sum of its engines in our trials."""
-RATE_TOLERANCE = 0.02
-STEPS_UP = 4
-STEPS_DOWN = 12
 
 
-def search_fleets(question: Question, probes: Probes, progress: ProgressCallback = silent) -> Sweep:
+def search_fleets(
+    question: Question, probes: Probes[Job], progress: ProgressCallback = silent
+) -> Sweep:
     """Search; Ctrl-C returns what was found so far.
 
     Raises ``Infeasible`` with the limit that binds and the cheapest way out.
@@ -61,7 +57,7 @@ def search_fleets(question: Question, probes: Probes, progress: ProgressCallback
 @dataclass
 class _Search:
     question: Question
-    probes: Probes
+    probes: Probes[Job]
     progress: ProgressCallback
     capacities: dict[int, Capacity] = field(default_factory=dict)
     tried: list[Tried] = field(default_factory=list)
@@ -74,7 +70,7 @@ class _Search:
     def measure(self) -> None:
         """The capacity of every kind of engine."""
         kinds = choices(self.question)
-        chains = (capacity_chain(self.question, kind) for kind in kinds)
+        chains = (engine_chain(self.question, kind) for kind in kinds)
         for place, capacity in run_chains(chains, self.probes):
             self.capacities[place] = capacity
             share = 0.6 * len(self.capacities) / len(kinds)
@@ -142,7 +138,7 @@ class _Search:
 
     # -- both ---------------------------------------------------------------------------------
 
-    def _run(self, chains: Sequence[Chain[Tried]]) -> list[Tried]:
+    def _run(self, chains: Sequence[Chain[Job, Tried]]) -> list[Tried]:
         """Results in the order of ``chains``; those of a wave that is stopped are kept too."""
         found: dict[int, Tried] = {}
         try:
@@ -172,59 +168,22 @@ def _in_order(found: dict[int, Tried]) -> list[Tried]:
     return [found[place] for place in sorted(found)]
 
 
-def _fleet_chain(question: Question, fleet: Fleet, rate_per_s: float = 0.0) -> Chain[Tried]:
+def _ask(fleet: Fleet) -> Ask[Job]:
+    return lambda rate, seed, verdict_only: Job(fleet, rate, seed, verdict_only=verdict_only)
+
+
+def _fleet_chain(question: Question, fleet: Fleet) -> Chain[Job, Tried]:
     """``fleet`` at the full rate on every seed, until one fails."""
-    rate_per_s = rate_per_s or question.rate_per_s
-    found: list[Probe] = []
-    for seed in question.seeds:
-        found.append((yield Job(fleet, rate_per_s, seed)))
-        if found[-1].joint < question.attainment:
-            break
-    return judged(question, fleet, rate_per_s, found)
-
-
-def judged(question: Question, fleet: Fleet, rate_per_s: float, found: Iterable[Probe]) -> Tried:
-    """The verdict on runs of ``fleet``: it passes when every one does."""
-    runs = list(found)
-    worst = min(runs, key=lambda one: one.joint)
-    passed = worst.joint >= question.attainment
-    if worst.ended_early and not passed:
-        nothing_below = Interval(0.0, worst.joint)
-        return Tried(fleet, rate_per_s, worst.joint, nothing_below, worst, False, bound=True)
-    shares = [one.joint for one in runs]
-    interval = attainment_interval(shares, [one.requests for one in runs])
-    return Tried(fleet, rate_per_s, fmean(shares), interval, worst, passed)
+    q = question
+    return Tried(fleet, (yield from seeds_chain(_ask(fleet), q.rate_per_s, q.seeds, q.attainment)))
 
 
 def _rate_chain(
     question: Question, fleet: Fleet, expected_per_s: float, floor_per_s: float
-) -> Chain[Tried]:
+) -> Chain[Job, Tried]:
     """The highest rate of ``fleet`` above ``floor_per_s``; failed where there is none."""
-    seed = question.seeds[0]
-    low = floor_per_s * (1 + RATE_TOLERANCE)
-    high = max(OPTIMISM * expected_per_s, 1.1 * low)
-    if low > 0:
-        probe = yield Job(fleet, low, seed)
-        if probe.joint < question.attainment:
-            return judged(question, fleet, low, [probe])
-    for _ in range(STEPS_UP):
-        probe = yield Job(fleet, high, seed, verdict_only=True)
-        if probe.joint < question.attainment:
-            break
-        low, high = high, OPTIMISM * high
-    while high - low > RATE_TOLERANCE * high:
-        middle = (low + high) / 2
-        probe = yield Job(fleet, middle, seed, verdict_only=True)
-        if probe.joint >= question.attainment:
-            low = middle
-        else:
-            high = middle
-            if high < 0.02 * expected_per_s:
-                return judged(question, fleet, high, [probe])
-    rate = low
-    for _ in range(STEPS_DOWN):
-        tried = yield from _fleet_chain(question, fleet, rate)
-        if tried.passed or rate <= floor_per_s:
-            return tried
-        rate *= 1 - RATE_TOLERANCE
-    return tried
+    q = question
+    found = yield from highest_rate_chain(
+        _ask(fleet), q.seeds, q.attainment, expected_per_s, floor_per_s
+    )
+    return Tried(fleet, found)

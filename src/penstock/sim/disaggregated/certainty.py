@@ -6,23 +6,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock.sim.engines.recorder import EngineRecorder
-from penstock.spec.workload import SLO
 
 Mask = NDArray[np.bool_]
+Floats = NDArray[np.float64]
 
 
 class Certain:
-    """A ``Watch``. Counts are of the ``count - skipped`` requests after the warm-up.
+    """A ``Watch``. Counts are of the ``len(limits) - skipped`` requests after the warm-up.
 
+    ``limits``: ``[n, 3]``, TTFT, TPOT and end to end of every request in seconds, infinity = none.
     ``from_arrival``: TPOT counts from the arrival (decodes alone). ``late`` requests cannot become
     good any more, ``good`` ones have ended well; the rest is open.
     """
 
     def __init__(
         self,
-        limits: SLO,
+        limits: Floats,
         skipped: int,
-        count: int,
         attainment: float,
         *,
         from_arrival: bool = False,
@@ -30,33 +30,30 @@ class Certain:
         verdict_only: bool = False,
     ) -> None:
         self.limits = limits
-        self._skipped = skipped
-        self._judged = count - skipped
+        self.skipped = skipped
+        self._judged = len(limits) - skipped
         self._most_late = (1 - attainment) * self._judged
         self._least_good = attainment * self._judged
-        self._from_arrival = from_arrival
+        self.from_arrival = from_arrival
         self.max_queue_s = max_queue_s
         self._verdict_only = verdict_only
         self.certain = False
         self.late = self.late_first = self.late_rest = self.late_queue = self.good = 0
 
     def __call__(self, recorder: EngineRecorder, now_s: float) -> bool:
-        n, skip, limits = len(recorder), self._skipped, self.limits
+        n, skip = len(recorder), self.skipped
+        limits = self.limits[skip:n]
         arrival = np.array(recorder.arrival[skip:n])
         first = np.array(recorder.first[skip:n])
         last = np.array(recorder.last[skip:n])
         until = np.where(np.isnan(last), now_s, last)
-        late = np.zeros(len(arrival), bool)
-        if limits.ttft_s is not None:
-            over = np.where(np.isnan(first), now_s, first) - arrival > limits.ttft_s
-            self.late_first, late = _count(over), late | over
-        if limits.tpot_s is not None:
-            steps = np.maximum(np.array(recorder.output[skip:n]) - 1, 1)
-            begun = arrival if self._from_arrival else first
-            over = ~np.isnan(begun) & ((until - begun) / steps > limits.tpot_s)
-            self.late_rest, late = _count(over), late | over
-        if limits.e2e_s is not None:
-            late |= until - arrival > limits.e2e_s
+        over = np.where(np.isnan(first), now_s, first) - arrival > limits[:, 0]
+        self.late_first, late = _count(over), over
+        steps = np.maximum(np.array(recorder.output[skip:n]) - 1, 1)
+        begun = arrival if self.from_arrival else first
+        over = ~np.isnan(begun) & ((until - begun) / steps > limits[:, 1])
+        self.late_rest, late = _count(over), late | over
+        late |= until - arrival > limits[:, 2]
         if self.max_queue_s is not None:
             admitted = np.array(recorder.admitted[skip:n])
             over = np.where(np.isnan(admitted), now_s, admitted) - arrival > self.max_queue_s

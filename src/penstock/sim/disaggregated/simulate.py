@@ -98,6 +98,7 @@ class RoleSimulation:
         self._number = 0
         self._now = 0.0
         self._events = 0
+        self._next_look = _EVENTS_PER_LOOK
         self._stopped = False
         self._happened: list[RunEvent] = []
         source = open_source(workload, options.seed, self._kv_use)
@@ -244,8 +245,10 @@ class RoleSimulation:
             self._schedule(engine, next_s)
         elif self._options.check and not self._handoffs:
             engine.rules.check()
-        if self._watch is not None and self._events % _EVENTS_PER_LOOK == 0:
+        if self._watch is not None and self._events >= self._next_look:
             self._stopped = self._watch(self._recorder, now)
+            # A look costs time in proportion to the requests so far.
+            self._next_look = self._events + max(_EVENTS_PER_LOOK, len(self._recorder) // 4)
 
     # -- from prompt to decodes ---------------------------------------------------------------
 

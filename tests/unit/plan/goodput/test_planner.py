@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
+from math import inf
 
 import pytest
 
 from penstock.cost.step_roofline import StepRoofline
 from penstock.errors import Infeasible, SpecError
 from penstock.plan.checker import check_plan
-from penstock.plan.goodput.fleet import Phase
+from penstock.plan.goodput.fleet import Phase, Probe
 from penstock.plan.goodput.machines import Parts, cut, machines_of, pipelines
 from penstock.plan.goodput.named import plan_engines
 from penstock.plan.goodput.plan_cost import plan_cost
-from penstock.plan.goodput.planner import PlanProbes, Seen, Task
+from penstock.plan.goodput.planner import PlanJob, Task
 from penstock.plan.plan import Engine, Plan
 from penstock.plan.settings import SpeculationSettings
 from penstock.spec.catalogue import catalogue
@@ -63,20 +66,44 @@ def gpus(plan: Plan, engine: Engine) -> int:
     return sum(plan.cluster.node(stage.node).count for stage in engine.stages)
 
 
-def fixed(rates: dict[int, float]) -> PlanProbes:
+class Ruled:
+    """Probes from a rule, at once; ``stop_after`` of them come before Ctrl-C."""
+
+    width = 1
+
+    def __init__(
+        self, rule: Callable[[Plan, float, Phase], float], stop_after: float = inf
+    ) -> None:
+        self._rule = rule
+        self._left = stop_after
+
+    def submit(self, job: PlanJob) -> Future[Probe]:
+        if self._left <= 0:
+            raise KeyboardInterrupt
+        self._left -= 1
+        good = self._rule(job.plan, job.rate_per_s, job.phase)
+        future: Future[Probe] = Future()
+        future.set_result(Probe(good, good, good, 0.0, 0.0, 1.0, requests=300))
+        return future
+
+    def keep(self, job: PlanJob, probe: Probe) -> None:
+        """Nothing is remembered."""
+
+
+def fixed(rates: dict[int, float], stop_after: float = inf) -> Ruled:
     """Engines of n GPUs sustain ``rates[n]`` requests/s of both phases, twice that of one alone."""
 
-    def probe(plan: Plan, rate_per_s: float, phase: Phase = "both") -> Seen:
+    def probe(plan: Plan, rate_per_s: float, phase: Phase) -> float:
         total = {"both": 0.0, "prefill": 0.0, "decode": 0.0}
         for engine in plan.engines:
             alone = 1.0 if engine.role == "both" else 2.0
             total[engine.role] += alone * rates.get(gpus(plan, engine), 0.0)
         if phase != "both":
-            return Seen(float(rate_per_s <= 2 * total["both"]))
+            return float(rate_per_s <= 2 * total["both"])
         most = total["both"] + min(total["prefill"], total["decode"])
-        return Seen(float(rate_per_s <= most))
+        return float(rate_per_s <= most)
 
-    return probe
+    return Ruled(probe, stop_after)
 
 
 def task(cluster: Cluster, rates: dict[int, float], **changes: object) -> Task:
@@ -99,19 +126,39 @@ def test_the_size_with_the_most_requests_a_gpu_wins(rates: dict[int, float], siz
     assert check_plan(plan) == []
 
 
+def test_ctrl_c_keeps_the_best_layout_so_far() -> None:
+    """Stopped while layouts are measured the plan says so; stopped before, there is none."""
+    rates = {1: 14.0, 2: 30.0, 4: 50.0}
+    asked = task(cluster_of(("H100", 4), ("H100", 4)), rates, disaggregated=False)
+    runs = 0
+
+    class Counting(Ruled):
+        def keep(self, job: PlanJob, probe: Probe) -> None:
+            nonlocal runs
+            runs += 1
+
+    whole = plan_engines(replace(asked, probes=Counting(fixed(rates)._rule)))
+    stopped = plan_engines(replace(asked, probes=fixed(rates, runs - 1)))
+    assert "stopped before its end" in stopped.reasons[-1]
+    assert "stopped" not in whole.reasons[-1]
+    assert 0 < stopped.value <= whole.value
+    with pytest.raises(KeyboardInterrupt):
+        plan_engines(replace(asked, probes=fixed(rates, 1)))
+
+
 def test_phases_part_where_that_sustains_more() -> None:
     """An engine that does one phase sustains twice, so equal halves match engines for both;
     a faster decode phase makes the pair win."""
     cluster = cluster_of(("H100", 4))
 
-    def probe(plan: Plan, rate_per_s: float, phase: Phase = "both") -> Seen:
+    def probe(plan: Plan, rate_per_s: float, phase: Phase) -> float:
         roles = [engine.role for engine in plan.engines]
         if phase != "both":
-            return Seen(float(rate_per_s <= {"prefill": 4.0, "decode": 12.0}[phase]))
+            return float(rate_per_s <= {"prefill": 4.0, "decode": 12.0}[phase])
         apart = min(4.0 * roles.count("prefill"), 12.0 * roles.count("decode"))
-        return Seen(float(rate_per_s <= 2.0 * roles.count("both") + apart))
+        return float(rate_per_s <= 2.0 * roles.count("both") + apart)
 
-    plan = plan_engines(replace(task(cluster, {}), probes=probe))
+    plan = plan_engines(replace(task(cluster, {}), probes=Ruled(probe)))
     assert [engine.role for engine in plan.engines] == ["prefill"] * 3 + ["decode"]
     assert plan.value == pytest.approx(12.0, rel=0.07)
     assert plan.handoff.bandwidth_bytes_per_s == (catalogue().get("H100").interconnect_bytes_per_s)
@@ -131,12 +178,13 @@ def test_two_kinds_of_machines_work_together() -> None:
 def test_distserve_replicates_each_phase_for_a_rate() -> None:
     """One GPU sustains 40 prompts/s or decodes/s alone: 70 requests/s need two of each."""
 
-    def probe(plan: Plan, rate_per_s: float, phase: Phase = "both") -> Seen:
+    def probe(plan: Plan, rate_per_s: float, phase: Phase) -> float:
         many = sum(gpus(plan, engine) == 1 for engine in plan.engines)
-        good = float(rate_per_s <= (40.0 if phase != "both" else 20.0 * many))
-        return Seen(good, good, good)
+        return float(rate_per_s <= (40.0 if phase != "both" else 20.0 * many))
 
-    asked = replace(task(cluster_of(("H100", 8)), {}), probes=probe, planner="distserve-high")
+    asked = replace(
+        task(cluster_of(("H100", 8)), {}), probes=Ruled(probe), planner="distserve-high"
+    )
     plan = plan_engines(asked, 70.0)
     assert sorted(engine.role for engine in plan.engines) == ["decode"] * 2 + ["prefill"] * 2
     with pytest.raises(Infeasible, match="cluster has 8"):
