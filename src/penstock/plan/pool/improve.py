@@ -10,7 +10,7 @@ from penstock.plan.pool.greedy import Grown, grow_replicas
 from penstock.plan.pool.model import Group, PoolProblem, Shape
 from penstock.plan.pool.search import AS_PUBLISHED, ShapeLimits, mp_search
 
-ROUNDS = 32
+ROUNDS = 20
 RESHAPED_SHARE = 0.3
 
 
