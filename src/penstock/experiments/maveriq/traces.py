@@ -36,8 +36,8 @@ def equal_events(logged: Sequence[LoggedEvent], ours: BinTrace) -> int:
     if (len(requests), len(deploys)) != (len(ours.arrival_s), len(ours.deploy_s)):
         return -1
     made = zip(ours.arrival_s.tolist(), ours.model.tolist(), strict=True)
-    same = sum(
-        abs(event.time_s - at_s) <= _SAME_S and event.model == model
+    same: int = sum(
+        bool(abs(event.time_s - at_s) <= _SAME_S) and event.model == model
         for event, (at_s, model) in zip(requests, made, strict=True)
     )
     loads = sum(
