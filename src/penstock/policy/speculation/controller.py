@@ -38,6 +38,7 @@ class ControllerSettings:
     best_effort_tpot_s                  what stands in for the limit of best effort
     calibrate, skip                     use observed acceptance; let requests sit steps out
     prior, by_rank                      of the calibration (``AcceptanceCalibration``)
+    memory                              share of what a layer promised that a step leaves
     probe_steps                         steps without drafts after which one layer is drafted to
                                         see what it is worth now; None = never
     """
@@ -55,6 +56,7 @@ class ControllerSettings:
     skip: bool = True
     prior: float = 200.0
     by_rank: bool = False
+    memory: float = 0.98
     probe_steps: int | None = None
 
 
@@ -64,7 +66,7 @@ class PricedSpeculator:
     def __init__(self, settings: ControllerSettings) -> None:
         self._settings = settings
         self._calibration = AcceptanceCalibration(prior=settings.prior, by_rank=settings.by_rank)
-        self._survival = Survival(settings.max_depth)
+        self._survival = Survival(settings.max_depth, settings.memory)
         self._calibrated: CandidateTrees | None = None
         self._price = 0.0
         self._plain_steps = 0
@@ -145,9 +147,9 @@ class Survival:
     """Path probability of the best candidate of each layer, by class: what a layer promises."""
 
     FIRST_GUESS = 0.8
-    MEMORY = 0.98
 
-    def __init__(self, depth: int) -> None:
+    def __init__(self, depth: int, memory: float = 0.98) -> None:
+        self._memory = memory
         self._guess = self.FIRST_GUESS ** np.arange(1, depth + 1)
         self._table = np.zeros((0, depth))
 
@@ -163,7 +165,7 @@ class Survival:
         best = trees.path_probability.reshape(len(kind), depth, trees.width).max(axis=2)
         for number in np.unique(kind):
             seen = best[kind == number]
-            keep = self.MEMORY ** len(seen)
+            keep = self._memory ** len(seen)
             row = self._table[number]
             row[:depth] = keep * row[:depth] + (1 - keep) * seen.mean(axis=0)
             self._extend(row, depth)

@@ -19,8 +19,10 @@ FAST_AS_DECODING = 1.25
 PRIOR = 6.0
 """Judgements by which a draft's own probabilities are believed: few, as greedy targets accept far
 more than an unsure draft promises."""
-PROBE_STEPS = 24
-"""Plain steps before one layer is drafted again: a probe may cost half a step, so 2 % at most."""
+PROBE_STEPS = 32
+"""Plain steps before one layer is drafted again: a probe costs about half a step, so 2 %."""
+MEMORY = 0.9
+"""What layers promise is forgotten fast: the first promises come before any verdict."""
 
 
 def make_speculator(settings: SpeculationSettings, latency: StepLatency) -> Speculator:
@@ -42,6 +44,7 @@ def make_speculator(settings: SpeculationSettings, latency: StepLatency) -> Spec
             draft_tokens=settings.max_num_seqs,
             prior=PRIOR,
             by_rank=True,
+            memory=MEMORY,
             probe_steps=PROBE_STEPS,
         )
     )

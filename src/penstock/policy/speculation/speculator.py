@@ -60,6 +60,8 @@ class DraftPlan:
 class Speculator(Protocol):
     """Pure: no clock, no I/O. ``plan``, ``choose``, ``observe`` are called once a step each.
 
+    A step without drafts may end with ``plan``.
+
     ``choose`` and ``observe`` get the view of the requests that join the step.
     """
 

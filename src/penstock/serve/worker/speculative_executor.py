@@ -143,11 +143,13 @@ class SpeculativeExecutor:
         here = set(decoding.seqs)
         prompts = [job for job in jobs if job.seq not in here]
         depth = min(plan.depth, int(most.max()) - 1, self._draft.room(self._tokens, seqs))
+        if depth <= 0:
+            return self._target.run(Work([*decodes, *prompts])).drawn, Verified(0, 0, 0)
         trees = self._draft.grow(
             self._tokens,
             [job.seq for job in decodes],
             [job.seq for job in prompts],
-            depth=max(0, depth),
+            depth=depth,
             width=plan.width,
         )
         selection = self._speculator.choose(view, trees)
