@@ -113,3 +113,13 @@ def test_layers_that_were_not_drafted_follow_the_last_ratio() -> None:
     for _ in range(20):
         survival.observe(trees, kind)
     assert survival.of(kind[:1])[0] == pytest.approx([0.5, 0.25, 0.125, 0.0625], abs=0.01)
+
+
+def test_one_layer_is_probed_after_plain_steps() -> None:
+    """Drafts that cost a step each never pay, yet every fourth plain step tries one."""
+    dear = StepLatency(1.0, TABLE)
+    controller = PricedSpeculator(ControllerSettings(dear, probe_steps=4))
+    requests = view([0.0])
+    assert [controller.plan(requests).depth for _ in range(8)] == [0, 0, 0, 1, 0, 0, 0, 1]
+    trees = chain_trees(np.log([[0.3]]), np.zeros((1, 1), np.int64))
+    assert controller.choose(requests, trees).selected.all()
