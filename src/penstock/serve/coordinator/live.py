@@ -17,6 +17,7 @@ from penstock.serve.wire import Drawn, Sampling
 
 BEST_EFFORT = TpotLimit()
 
+
 class Live:
     """``tokens`` are prompt and output so far. Whoever serves it calls ``take``.
 
