@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TypeVar
 
+from penstock.plan.pool.evolve import evolve
 from penstock.plan.pool.greedy import ONE_GPU, beam_search, round_robin, uniform
 from penstock.plan.pool.ilp import mp_ilp, sr_ilp
 from penstock.plan.pool.model import PoolPlacement, PoolProblem
@@ -35,6 +36,10 @@ def _mp_search(problem: PoolProblem) -> Placed:
     return mp_search(problem).placement
 
 
+def _evolutionary(problem: PoolProblem) -> Placed:
+    return evolve(problem, [mp_search(problem).placement])
+
+
 POLICIES: Mapping[str, Policy] = {
     "sr-uniform": uniform,
     "sr-greedy": _sr_greedy,
@@ -48,6 +53,7 @@ POLICIES: Mapping[str, Policy] = {
     "mp-search": _mp_search,
     "mp-search-sep": mp_search_separate,
     "mp-ilp": mp_ilp,
+    "evolutionary": _evolutionary,
 }
 
 

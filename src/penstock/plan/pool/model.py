@@ -171,6 +171,8 @@ class PoolTraffic:
             raise InputError("traffic needs as many arrivals as models and deadlines")
         if len(self.arrival_s) and not (np.isfinite(self.arrival_s).all() and self.ordered):
             raise InputError("arrivals must be finite seconds from 0 on, in ascending order")
+        if np.isnan(self.slo_s).any():
+            raise InputError("every request needs a deadline in seconds")
 
     @property
     def ordered(self) -> bool:
@@ -245,5 +247,9 @@ class PoolProblem:
                 raise InputError(f"group {number} ({group.shape}) holds a model twice")
             if any(not 0 <= model < len(self.models) for model in group.models):
                 raise InputError(f"group {number} ({group.shape}) holds an unknown model")
+            for model in group.models:
+                if group.shape not in self.models[model].profile.timings:
+                    name = self.models[model].profile.name
+                    raise InputError(f"group {number}: {name} has no profile as {group.shape}")
             if not self.used_bytes(group) <= self.cluster.memory_bytes:
                 raise InputError(f"group {number} ({group.shape}) needs more memory than a GPU has")

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from pool_small import SHAPES, every_filling, placements, problem, problems
 
 from penstock.errors import InputError
+from penstock.plan.pool.evolve import Evolution, evolve
 from penstock.plan.pool.greedy import (
     beam_search,
     grow_replicas,
@@ -263,3 +264,29 @@ def test_shapes_start_at_one() -> None:
     with pytest.raises(InputError):
         Shape(0, 1)
     assert all(shape.gpus == shape.op * shape.pp for shape in SHAPES)
+
+
+@given(problems(), st.integers(0, 3))
+@settings(max_examples=20, deadline=None)
+def test_evolution_never_loses(pool: PoolProblem, seed: int) -> None:
+    """What comes out fits, serves at least as much as the start, and repeats itself."""
+    start = sr_greedy(pool)
+    evolution = Evolution(rounds=4, population=12, mutation=0.3, merge=0.5, split=0.5, seed=seed)
+    found = evolve(pool, [start.placement], evolution)
+    pool.check(found)
+    assert simulate_pool(pool, found).attainment >= start.outcome.attainment
+    assert evolve(pool, [start.placement], evolution) == found
+
+
+def test_evolution_merges_groups_that_lack_a_model() -> None:
+    """Without mutation only a merge, which fills the room, lets the other model in."""
+    pool = problem([0.2] * 20, [0, 1] * 10, [0.1, 0.1], gpus=2, memory=1.9)
+    start = PoolPlacement((Group(ONE, (0,)), Group(ONE, (0,))))
+    found = evolve(pool, [start], Evolution(rounds=20, population=20, mutation=0.0, merge=0.3))
+    assert simulate_pool(pool, found).attainment == 1.0
+
+
+def test_evolution_needs_a_start() -> None:
+    """No placement, no evolution."""
+    with pytest.raises(InputError, match="start"):
+        evolve(problem([0.0], [0], [0.1]), [])

@@ -76,6 +76,7 @@ def test_what_does_not_fit_is_refused() -> None:
         (Group(ONE, (0, 0)),),
         (Group(ONE, (2,)),),
         (Group(ONE, (0, 1)),),
+        (Group(Shape(1, 3), (0,)),),
     ):
         with pytest.raises(InputError):
             simulate_pool(pool, PoolPlacement(groups))
