@@ -19,13 +19,14 @@ if TYPE_CHECKING:
 
 def reproduce(
     system: str = typer.Argument(
-        help="Published system: helix, vidur, adaserve, distserve or sds."
+        help="Published system: helix, vidur, adaserve, distserve, sds, alpaserve, maveriq or accelerate."
     ),
     sections: list[str] | None = typer.Argument(
         None,
         help="Sections or figures (helix: 6.3 to 6.9, max-flow; vidur: s1 to s3; adaserve: fig1, "
         "fig8 to fig15, ours; distserve: simulator, tables, search, 1, 8 to 12, 175b; sds: policy, "
-        "pools, operations, trace); default: all.",
+        "pools, operations, trace; maveriq: profiles, estimator, ours, deployments, traces, "
+        "serving, gains; accelerate: serving, service, memory); default: all.",
     ),
     only: str = typer.Option(
         "", "--only", help="Run only cases whose name holds all these words ('70b offline helix')."

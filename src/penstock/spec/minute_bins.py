@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock.errors import SpecError
+from penstock.spec.workload import Request
 
 FloatArray = NDArray[np.float64]
 Mode = Literal["stripe", "block"]
@@ -62,6 +63,21 @@ class BinTrace:
     def per_model(self) -> tuple[FloatArray, ...]:
         """The arrivals of every model."""
         return tuple(self.arrival_s[self.model == i] for i in range(len(self.deploy_s)))
+
+    def requests(
+        self, names: Sequence[str], prompt_tokens: int, output_tokens: int
+    ) -> tuple[Request, ...]:
+        """The arrivals as requests of named models, all of one length."""
+        if len(names) != len(self.deploy_s):
+            raise SpecError(
+                f"there are {len(self.deploy_s)} models", key="names", value=list(names)
+            )
+        return tuple(
+            Request(i, at_s, prompt_tokens, output_tokens, model=names[model])
+            for i, (at_s, model) in enumerate(
+                zip(self.arrival_s.tolist(), self.model.tolist(), strict=True)
+            )
+        )
 
 
 def bin_trace(

@@ -119,3 +119,13 @@ def test_spread_keeps_all_load() -> None:
     stripe, block = spread(series, 2), spread(series, 2, "block")
     assert [one[0] for one in stripe] == [1 + 4, 2 + 8]
     assert [one[0] for one in block] == [1 + 2, 4 + 8]
+
+
+def test_requests_carry_their_model() -> None:
+    """One request an arrival, in order, named by its model; a name short is refused."""
+    trace = bin_trace([30, 30], 1.0, [0, 1])
+    made = trace.requests(("small", "large"), 100, 20)
+    assert [one.arrival_s for one in made] == trace.arrival_s.tolist()
+    assert [one.model == "large" for one in made] == (trace.model == 1).tolist()
+    with pytest.raises(SpecError, match="2 models"):
+        trace.requests(("small",), 100, 20)

@@ -9,13 +9,14 @@ import numpy as np
 
 from penstock.experiments.accelerate.replay import load_blocks
 from penstock.experiments.maveriq.data import RunKey
-from penstock.experiments.maveriq.serving import Logs, read_logs, simulate_run
+from penstock.experiments.maveriq.serving import OTHER_DRAWS, Logs, read_logs, simulate_run
 from penstock.experiments.reference import number, read_table
 from penstock.experiments.rows import Labels, Row, Tolerance, judged
 
 FIGURES = ("fig10", "fig11")
 POINTS = Tolerance(absolute=3.0, unit="%")
 _LATENCY = {"median latency reduction of MaverIQ over", "median latency reduction"}
+_FP16 = "reduction latency / user cost / throughput gain / GPU-hours"
 _RATE = {"cluster throughput gain (share of MaverIQ)", "throughput gain"}
 
 
@@ -34,6 +35,9 @@ def gain_rows(maveriq: Path) -> list[Row]:
     found: dict[RunKey, Outcome] = {}
     rows = []
     for row in read_table(path, "figure_or_section", "scope", "metric", "system", "value"):
+        if row["metric"] == _FP16 and row["figure_or_section"] == "fig12":
+            rows += _fp16_rows(maveriq, logs, row["system"], row["value"])
+            continue
         known = row["metric"] in _LATENCY | _RATE
         if row["figure_or_section"] not in FIGURES or not known:
             continue
@@ -51,12 +55,29 @@ def gain_rows(maveriq: Path) -> list[Row]:
         value = _gain(found[ours], found[theirs], latency=latency)
         metric = "median latency reduction" if latency else "throughput gain"
         subject = Labels(row["figure_or_section"], case).of(metric, "%")
-        rows.append(judged(subject, number(row, "value", path), value, POINTS))
+        note = OTHER_DRAWS if row["system"].startswith("AlpaServe") else ""
+        rows.append(judged(subject, number(row, "value", path), value, POINTS, note=note))
     return rows
 
 
-def _key(logs: Logs, system: str, parts: list[str], scale: float) -> RunKey:
-    intent = "min_lat" if system == "MaverIQ" else "None"
+def _fp16_rows(maveriq: Path, logs: Logs, system: str, printed: str) -> list[Row]:
+    """Figure 12: FP16 on all sides; the first and the third of four printed figures."""
+    parts = ["large", "conversation"]
+    ours = _outcome(maveriq, logs, _key(logs, "MaverIQ-FP16", parts, 0.4, "min_cost"))
+    theirs = _outcome(maveriq, logs, _key(logs, system, parts, 0.4))
+    values = [float(part) for part in printed.split("/")]
+    labels = Labels("fig12", f"large conversation 0.4 FP16 over {system}")
+    return [
+        judged(labels.of(metric, "%"), value, _gain(ours, theirs, latency=latency), POINTS)
+        for metric, value, latency in (
+            ("median latency reduction", values[0], True),
+            ("throughput gain", values[2], False),
+        )
+    ]
+
+
+def _key(logs: Logs, system: str, parts: list[str], scale: float, intent: str = "None") -> RunKey:
+    intent = "min_lat" if system == "MaverIQ" else intent
     kin = [
         key
         for key in logs.summary

@@ -12,6 +12,14 @@ _PRINTED = Tolerance(relative=0.002)
 # The paper prints the overhead over batches 1, 8, 16 and 32.
 _UNEVEN = {"llama-2-7b": 0.402, "llama-2-13b": 0.503, "llama-2-70b": 0.192}
 _BATCHES = (1, 8, 16, 32)
+_SPEED_UPS: dict[str, dict[str, float]] = {
+    "falcon-7b": {"int8": 1.71, "int4": 2.55},
+    "falcon-40b": {"int8": 1.86, "int4": 3.13},
+    "gptj-6b": {"int8": 1.69, "int4": 2.48},
+    "llama-2-7b": {"int8": 1.72, "int4": 2.57, "int4_gptq": 2.42},
+    "llama-2-13b": {"int8": 1.76, "int4": 2.72, "int4_gptq": 2.56},
+    "llama-2-70b": {"int8": 1.88, "int4": 3.25, "int4_gptq": 3.03},
+}
 
 
 def profile_rows(maveriq: Path) -> list[Row]:
@@ -32,7 +40,7 @@ def profile_rows(maveriq: Path) -> list[Row]:
         judged(labels.of(metric, unit), theirs, ours, _PRINTED)
         for metric, unit, theirs, ours in published
     ]
-    rows += _falcon_rows(full)
+    rows += _falcon_rows(full) + _speed_up_rows(full)
     return rows + _cut_rows(maveriq, full) + _uneven_rows(maveriq)
 
 
@@ -56,6 +64,25 @@ def _falcon_rows(full: tuple[ProfileRow, ...]) -> list[Row]:
         )
         for tp, theirs in ((2, 43.16), (4, 13.46))
     ]
+
+
+def _speed_up_rows(full: tuple[ProfileRow, ...]) -> list[Row]:
+    """Quantised over FP16 in the first configuration that holds FP16 on fewest GPUs."""
+    rows = []
+    for model, published in _SPEED_UPS.items():
+        at = {
+            row.configuration: row.measurement.latency_s
+            for row in full
+            if row.model == model and row.output_tokens == 100
+        }
+        plain = [one for one in at if one.precision == Precision("float16")]
+        base = min(plain, key=lambda one: (one.gpus, one.tensor_parallel_size))
+        shape = (base.tensor_parallel_size, base.pipeline_parallel_size)
+        for weights, theirs in published.items():
+            ours = at[base] / at[Configuration(*shape, Precision(weights))]
+            subject = Labels("sec3", model).of(f"speed-up of {weights} over FP16", "x")
+            rows.append(judged(subject, theirs, ours, Tolerance(absolute=0.0051, unit="x")))
+    return rows
 
 
 def _cut_rows(maveriq: Path, full: tuple[ProfileRow, ...]) -> list[Row]:

@@ -31,6 +31,7 @@ COUNT = Tolerance(relative=0.03)
 MEDIAN = Tolerance(relative=0.15, absolute=0.1, unit="s")
 SHARE = Tolerance(absolute=5.0, unit="%")
 
+OTHER_DRAWS = "AlpaServe was replayed with other draws of the model of each request"
 WAITING_TWICE = (
     "the published rate fits a span in which waiting counts twice; completed over the true span "
     "is higher"
@@ -143,7 +144,7 @@ def run_rows(maveriq: Path, logs: Logs, key: RunKey, loads: Loads | None = None)
     if near is not None and near != key:
         note = f"its own deployments are not in the log; those of {near} stand for them"
     elif key.system.startswith("AlpaServe"):
-        note = "AlpaServe was replayed with other draws of the model of each request"
+        note = OTHER_DRAWS
     median = float(np.median(served.latency_s)) if np.any(served.done) else float("nan")
     rate = served.per_minute
     if key.system == "Accelerate":
