@@ -109,6 +109,7 @@ CASES = {
     "replicas by load": Case(("both", "both"), 120, "least-outstanding"),
     "prefix caches": Case(("both", "both"), 200, "prefix-affinity", caching=True),
     "roles": Case(("prefill", "prefill", "decode", "decode"), 400, "least-outstanding"),
+    "roles and scarce memory": Case(("prefill", "prefill", "decode"), 110, "round-robin"),
 }
 
 

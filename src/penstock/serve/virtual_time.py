@@ -28,6 +28,7 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
 
     def __init__(self) -> None:
         self._now_s = 0.0
+        self._timers = 0
         self._due: list[float] = []
         self._idle: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         super().__init__(_JumpingSelector(self))
@@ -44,7 +45,12 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     ) -> asyncio.TimerHandle:
         # The clock jumps to ``when`` itself, not to a sum that may differ in the last bit.
         heappush(self._due, when)
-        return super().call_at(when, callback, *args, context=context)
+        self._timers += 1
+        timer = _Timer(self._timers, when, (callback, args), self, context)
+        # The base class leaves open in what order equal times are due.
+        heappush(self._scheduled, timer)  # type: ignore[attr-defined]
+        timer._scheduled = True  # type: ignore[attr-defined]
+        return timer
 
     def call_when_idle(self, callback: Callable[..., object], *args: Any) -> None:
         """Call once nothing else is ready, before the clock moves; one such call at a time."""
@@ -65,6 +71,26 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
             target = self._due[0]
         self._now_s = max(self._now_s, target)
         return True
+
+
+class _Timer(asyncio.TimerHandle):
+    """Equal times are due in the order in which they were set."""
+
+    def __init__(
+        self,
+        number: int,
+        when: float,
+        call: tuple[Callable[..., object], tuple[Any, ...]],
+        loop: VirtualTimeLoop,
+        context: Context | None,
+    ) -> None:
+        super().__init__(when, *call, loop, context)
+        self._number = number
+
+    def __lt__(self, other: object) -> bool:
+        if isinstance(other, _Timer):
+            return (self.when(), self._number) < (other.when(), other._number)
+        return NotImplemented
 
 
 class _JumpingSelector(selectors.DefaultSelector):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import inf
+
 from penstock.cost.steps import StepCostModel
 from penstock.policy.fleet import unreserve
 from penstock.policy.schedulers.sequence import Sequence
@@ -66,6 +68,7 @@ class ChangingSimulation(RoleSimulation):
         self._withdraw(engine, now, rescue=False)
         self._draining.discard(engine.index)
         self._stamp[engine.index] = -1
+        self._due_s[engine.index] = inf
         for handoff in [h for h in self._handoffs if engine in (h.source, h.target)]:
             self._cancel(handoff, engine, now)
         for seq in engine.halt(now):

@@ -95,6 +95,7 @@ class RoleSimulation:
         self._pending: deque[Handoff] = deque()
         self._heap: list[tuple[float, int, RoleEngine | None, Action | None]] = []
         self._stamp: list[int] = []
+        self._due_s: list[float] = []
         self._number = 0
         self._now = 0.0
         self._events = 0
@@ -131,6 +132,7 @@ class RoleSimulation:
         )
         self._engines.append(engine)
         self._stamp.append(0)
+        self._due_s.append(inf)
         (self._decoders if spec.role == "decode" else self._prefillers).append(engine)
         return engine
 
@@ -160,6 +162,7 @@ class RoleSimulation:
                 action(event_s)
             elif engine is not None and self._stamp[engine.index] == number:
                 self._now = event_s
+                self._due_s[engine.index] = inf
                 self._engine_event(engine, event_s)
         return self._result(end_s)
 
@@ -216,7 +219,14 @@ class RoleSimulation:
         self._schedule(engine, now if engine.can_start(now) else engine.next_s(now))
 
     def _schedule(self, engine: RoleEngine, at: float) -> None:
+        """The engine's next event; an earlier note of another time no longer counts.
+
+        Who is woken twice for one moment keeps the place of the first time.
+        """
+        if self._due_s[engine.index] == at:
+            return
         self._number += 1
+        self._due_s[engine.index] = at
         self._stamp[engine.index] = self._number
         heappush(self._heap, (at, self._number, engine, None))
 
