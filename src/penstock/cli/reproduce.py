@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 def reproduce(
     system: str = typer.Argument(
-        help="Published system: helix, vidur, adaserve, distserve, sds, alpaserve, maveriq or accelerate."
+        help="Published system: helix, vidur, adaserve, distserve, sds, alpaserve, maveriq or "
+        "accelerate."
     ),
     sections: list[str] | None = typer.Argument(
         None,

@@ -105,8 +105,8 @@ def fits(table: ConfigurationTable, free_bytes: Sequence[float]) -> BoolArray:
 def choose(table: ConfigurationTable, wish: Wish, free_bytes: Sequence[float]) -> Choice:
     """The best configuration for ``wish`` on GPUs with ``free_bytes``.
 
-    Ties go to the lower latency, then to the earlier configuration. Raises ``Infeasible``: which constraint binds, and the
-    nearest feasible point.
+    Ties go to the lower latency, then to the earlier configuration. Raises ``Infeasible``: which
+    constraint binds, and the nearest feasible point.
     """
     allowed = _allowed(table, wish)
     accurate = table.accuracy >= wish.accuracy_floor
