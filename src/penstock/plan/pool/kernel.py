@@ -108,7 +108,7 @@ def empty_record(n: int, stages: int) -> Record:
         np.full(n, -1, np.int32),
         np.zeros(n, np.uint8),
         np.empty((n, stages)),
-        np.empty(n),
+        np.zeros(n),
     )
 
 
@@ -157,6 +157,8 @@ def replay(requests: Requests, tables: Tables, state: State, record: Record) -> 
         state.handled[g] += 1
         k = shape[g]
         time = arrival[i]
+        if last[g] + latency[m, k, stages[k] - 1] + OVERHEAD_S - time > limit[i]:
+            continue
         for s in range(stages[k]):
             time = max(time, clocks[g, s]) + latency[m, k, s]
             clock[i, s] = time
@@ -325,7 +327,7 @@ def update(
         if m < 0:
             continue
         was = int(taken[i])
-        if (state.mask[m] & away) == 0 and m != added and tie[i] == 0:
+        if m != added and (state.mask[m] & away) == 0 and tie[i] == 0:
             if was >= 0:
                 last[was] = i
             continue
@@ -347,17 +349,16 @@ def update(
         time = arrival[i]
         same = was == g
         before = last[g]
-        if before >= 0:
+        # The last stage alone may already be too late: most rejections end here.
+        accepted = least + latency[m, k, stages[k] - 1] + OVERHEAD_S - time <= limit[i]
+        if accepted:
             for s in range(stages[k]):
-                time = max(time, clock[before, s]) + latency[m, k, s]
-                same = same and time == clock[i, s]
-                fresh[s] = time
-        else:
-            for s in range(stages[k]):
+                if before >= 0:
+                    time = max(time, clock[before, s])
                 time += latency[m, k, s]
                 same = same and time == clock[i, s]
                 fresh[s] = time
-        accepted = time + OVERHEAD_S - arrival[i] <= limit[i]
+            accepted = time + OVERHEAD_S - arrival[i] <= limit[i]
         if choice[i] != g:
             if choice[i] >= 0:
                 state.handled[choice[i]] -= 1

@@ -73,8 +73,7 @@ def simulate_pool(
 def outcome_of(traffic: PoolTraffic, record: Record) -> PoolOutcome:
     """The outcome that a finished replay recorded."""
     good = record.taken >= 0
-    latency_s = np.zeros(len(good))
-    latency_s[good] = record.end[good] + OVERHEAD_S - traffic.arrival_s[good]
+    latency_s = np.where(good, record.end + OVERHEAD_S - traffic.arrival_s, 0.0)
     return PoolOutcome(good, latency_s, record.choice.copy())
 
 
