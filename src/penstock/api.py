@@ -240,15 +240,15 @@ def simulate(
     profile: str | Path | None = None,
     seed: int | None = None,
     step_by_step: bool = False,
-    acceptance: float | None = None,
+    acceptance: float | str | None = None,
     progress: ProgressCallback = silent,
 ) -> Run:
     """Run ``plan`` under ``workload`` in virtual time; arguments replace the documents' values.
 
     ``router`` names one of the kind that the plan has: of paths over nodes, or of whole engines.
     For whole engines only: ``step_by_step`` skips no step (the run is the same, only slower),
-    ``acceptance`` is the share of draft tokens that the target accepts, and ``profile`` a file of
-    ``penstock profile`` that prices the steps.
+    ``acceptance`` is the share of draft tokens that the target accepts (or a file of its curve),
+    and ``profile`` a file of ``penstock profile`` that prices the steps.
     """
     from penstock.plan.document import plan_to_dict, read_plan
     from penstock.plan.profiled import profiled

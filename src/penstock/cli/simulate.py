@@ -61,8 +61,8 @@ def simulate(
     step_by_step: bool = typer.Option(
         False, "--step-by-step", help="Whole engines: skip no step (the same run, slower)."
     ),
-    acceptance: float | None = typer.Option(
-        None, "--acceptance", help="Speculation: share of draft tokens that the target accepts."
+    acceptance: str | None = typer.Option(
+        None, "--acceptance", help="Speculation: share of draft tokens accepted, or a curve's file."
     ),
     seed: int | None = typer.Option(None, "--seed", help="Seed; default: the workload's."),
     output: Path | None = typer.Option(None, "--output", "-o", help="Write the run here (folder)."),

@@ -7,13 +7,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from pathlib import Path
 from typing import get_args
 
 from penstock import __version__
 from penstock.cost.step_roofline import StepRoofline
 from penstock.errors import SpecError
-from penstock.plan.goodput.costs import FleetCosts, check_acceptance, constant_acceptance
+from penstock.plan.goodput.costs import FleetCosts, read_acceptance
 from penstock.plan.goodput.publish import Outcome, fleet_plan
 from penstock.plan.goodput.question import Goal, Offer, Question, Sweep
 from penstock.plan.plan import Plan
@@ -21,7 +20,6 @@ from penstock.plan.settings import HandoffSettings, SpeculationSettings
 from penstock.policy.schedulers import scheduler_class
 from penstock.sim.disaggregated.probes import ProbeSetting
 from penstock.spec.catalogue import catalogue
-from penstock.spec.files import is_finite_number, read_json, read_yaml
 from penstock.spec.hardware import Accelerator
 from penstock.spec.load import load_cluster, load_model, load_workload, model_to_dict
 from penstock.spec.load import workload_to_dict as describe_workload
@@ -317,35 +315,13 @@ def _costs(
             value=name,
             fix="take a draft with the same tokenizer",
         )
-    curve = _acceptance(speculation.acceptance)
+    curve = read_acceptance(speculation.acceptance)
     chains = [
         SpeculationSettings("chain", name, num_speculative_tokens=length)
         for length in _unique(speculation.chains)
     ]
     by_load = SpeculationSettings("penstock", name)
     return FleetCosts(base, by_dtype, StepRoofline(draft), curve), (None, *chains, by_load)
-
-
-def _acceptance(text: str) -> tuple[float, ...]:
-    """A chance, or a file: a list, or a mapping with the key ``acceptance``."""
-    try:
-        return constant_acceptance(float(text))
-    except ValueError:
-        pass
-    path = Path(text)
-    raw = read_json(path) if path.suffix.lower() == ".json" else read_yaml(path)
-    values = raw.get("acceptance") if isinstance(raw, Mapping) else raw
-    if not isinstance(values, list) or not all(is_finite_number(value) for value in values):
-        raise SpecError(
-            "must be a list of shares",
-            source=path,
-            key="acceptance",
-            fix="such as acceptance: [0.8, 0.62, 0.5]",
-        )
-    try:
-        return check_acceptance(tuple(float(value) for value in values))
-    except SpecError as error:
-        raise error.at(path) from None
 
 
 def _means(traffic: Workload) -> tuple[float, float]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
+from pathlib import Path
 
 from penstock.cost.steps import StepCostModel
 from penstock.errors import SpecError
 from penstock.plan.goodput.speculative_cost import SpeculativeCost
 from penstock.plan.settings import SpeculationSettings
+from penstock.spec.files import is_finite_number, read_json, read_yaml
 from penstock.spec.model import Dtype
 
 LONGEST_CHAIN = 16
@@ -62,3 +64,25 @@ def check_acceptance(curve: tuple[float, ...]) -> tuple[float, ...]:
             fix="list the share of steps that accept draft token 1, 2, ...",
         )
     return curve
+
+
+def read_acceptance(text: str) -> tuple[float, ...]:
+    """A chance, or a file: a list, or a mapping with the key ``acceptance``."""
+    try:
+        return constant_acceptance(float(text))
+    except ValueError:
+        pass
+    path = Path(text)
+    raw = read_json(path) if path.suffix.lower() == ".json" else read_yaml(path)
+    values = raw.get("acceptance") if isinstance(raw, Mapping) else raw
+    if not isinstance(values, list) or not all(is_finite_number(value) for value in values):
+        raise SpecError(
+            "must be a list of shares",
+            source=path,
+            key="acceptance",
+            fix="such as acceptance: [0.8, 0.62, 0.5]",
+        )
+    try:
+        return check_acceptance(tuple(float(value) for value in values))
+    except SpecError as error:
+        raise error.at(path) from None

@@ -7,18 +7,19 @@ from collections.abc import Mapping
 from penstock.cost.load import step_cost_from_dict
 from penstock.cost.steps import StepCostModel
 from penstock.errors import SpecError
-from penstock.plan.goodput.costs import check_acceptance, constant_acceptance
+from penstock.plan.goodput.costs import check_acceptance, read_acceptance
 from penstock.plan.goodput.speculative_cost import SpeculativeCost
 from penstock.plan.plan import Plan
 from penstock.plan.settings import SpeculationSettings
 from penstock.spec.load import load_model
 
 
-def plan_cost(plan: Plan, acceptance: float | None = None) -> StepCostModel:
+def plan_cost(plan: Plan, acceptance: float | str | None = None) -> StepCostModel:
     """Rebuild what prices the steps of ``plan``.
 
     Engines that speculate need the share of draft tokens that are accepted: in the plan's cost
-    model (kind ``speculative``), or as ``acceptance``, the same for every token. Raises
+    model (kind ``speculative``), or as ``acceptance``: one chance for every token, or a file with
+    the curve that was measured. Raises
     ``SpecError`` where there is none, where engines speculate differently, and for the method
     ``adaserve``, whose mean price nobody knows.
     """
@@ -51,7 +52,7 @@ def plan_cost(plan: Plan, acceptance: float | None = None) -> StepCostModel:
             )
         draft = step_cost_from_dict(document, load_model(settings.draft_model))
     if acceptance is not None:
-        curve = constant_acceptance(acceptance)
+        curve = read_acceptance(str(acceptance))
     return SpeculativeCost(target, draft, settings, curve)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 from math import inf
+from pathlib import Path
 
 import pytest
 
@@ -226,7 +227,7 @@ def test_the_checker_names_what_is_wrong(plan: Plan) -> None:
         assert any(words in line for line in check_plan(broken)), words
 
 
-def test_speculation_needs_an_acceptance(plan: Plan) -> None:
+def test_speculation_needs_an_acceptance(plan: Plan, tmp_path: Path) -> None:
     """It comes with the plan's cost model or with the call; it survives the document."""
     settings = SpeculationSettings("chain", "llama-3.2-1b")
     engines = tuple(replace(engine, speculation=settings) for engine in plan.engines)
@@ -236,6 +237,12 @@ def test_speculation_needs_an_acceptance(plan: Plan) -> None:
     cost = plan_cost(speculating, 0.8)
     again = plan_cost(replace(speculating, cost=cost.to_dict()))
     assert again.to_dict() == cost.to_dict()
+    measured = tmp_path / "curve.yaml"
+    measured.write_text("acceptance: [0.8, 0.64]\n", encoding="utf-8")
+    assert plan_cost(speculating, str(measured)).to_dict()["acceptance"] == [0.8, 0.64]
+    measured.write_text("acceptance: [0.5, 0.9]\n", encoding="utf-8")
+    with pytest.raises(SpecError, match=r"curve.yaml.*must fall"):
+        plan_cost(speculating, str(measured))
     mixed = replace(plan, engines=(engines[0], *plan.engines[1:]))
     with pytest.raises(SpecError, match="one speculation"):
         plan_cost(mixed, 0.8)
