@@ -22,6 +22,7 @@ from penstock.cli import (
     init,
     plan,
     profile,
+    replay_ops,
     reproduce,
     schema,
     serve,
@@ -60,6 +61,7 @@ app.command("bench")(bench.bench)
 app.command("profile")(profile.profile)
 app.command("calibrate")(calibrate.calibrate)
 app.command("compare")(compare.compare)
+app.command("replay-ops")(replay_ops.replay_ops)
 app.command("reproduce")(reproduce.reproduce)
 app.command("export")(export.export)
 app.command("trace")(trace.trace)

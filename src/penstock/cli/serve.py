@@ -165,4 +165,5 @@ def _run(plan: Plan, settings: LaunchSettings) -> None:
         engines = ", ".join(engine.name for engine in plan.engines)
         note(f"{plan.model.name} on {engines}: ready at {url} (Ctrl-C ends)")
 
-    asyncio.run(serve_plan(plan, settings, ready))
+    if not asyncio.run(serve_plan(plan, settings, ready)):
+        raise KeyboardInterrupt

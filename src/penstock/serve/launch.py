@@ -19,6 +19,7 @@ from penstock.serve.coordinator.runtime import Runtime
 from penstock.serve.gateway import GatewayServer, GatewaySettings, make_app
 from penstock.serve.pool import WorkerPool
 from penstock.serve.protocol import ModelCard
+from penstock.serve.text import load_text
 from penstock.spec.workload import SLOClass
 
 WorkersName = Literal["ray", "processes", "inline"]
@@ -96,19 +97,26 @@ async def runtime_of(plan: Plan, settings: LaunchSettings) -> AsyncIterator[Runt
 
 async def serve(
     plan: Plan, settings: LaunchSettings, ready: Callable[[str], None] = lambda _url: None
-) -> None:
-    """Serve until SIGINT or SIGTERM, then drain and end everything. ``ready`` gets the URL."""
+) -> bool:
+    """Serve until SIGINT or SIGTERM, then drain and end everything. ``ready`` gets the URL.
+
+    A second signal ends requests at once. Returns False where the first one came while loading.
+    """
     listener = _listen(settings.host, settings.port)
-    stopping, up = asyncio.Event(), asyncio.Event()
+    stopping, hurry, up = asyncio.Event(), asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        (hurry if stopping.is_set() else stopping).set()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stopping.set)
+        loop.add_signal_handler(number, stop)
 
     def is_up(url: str) -> None:
         up.set()
         ready(url)
 
-    serving = asyncio.ensure_future(_serve(plan, settings, listener, stopping, is_up))
+    serving = asyncio.ensure_future(_serve(plan, settings, listener, (stopping, hurry), is_up))
     watching = asyncio.ensure_future(stopping.wait())
     await asyncio.wait({serving, watching}, return_when=asyncio.FIRST_COMPLETED)
     watching.cancel()
@@ -117,16 +125,20 @@ async def serve(
         serving.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await serving
+    return up.is_set()
 
 
 async def _serve(
     plan: Plan,
     settings: LaunchSettings,
     listener: socket.socket,
-    stopping: asyncio.Event,
+    signals: tuple[asyncio.Event, asyncio.Event],
     up: Callable[[str], None],
 ) -> None:
+    stopping, hurry = signals
     with listener:
+        # What is wrong with the tokenizer is told before weights are loaded.
+        load_text(plan.checkpoint, vocab_size=plan.model.vocab_size)
         async with runtime_of(plan, settings) as runtime:
             app = make_app(runtime, settings.gateway)
             server = GatewayServer(
@@ -141,11 +153,19 @@ async def _serve(
             stopped = asyncio.ensure_future(stopping.wait())
             await asyncio.wait({stopped, serving}, return_when=asyncio.FIRST_COMPLETED)
             server.should_exit = True
+            hurrying = asyncio.ensure_future(_hurry(hurry, server, runtime))
             await serving
             stopped.cancel()
             await runtime.drain(settings.drain_s)
+            hurrying.cancel()
             if settings.record is not None:
                 write_record(runtime, settings.record)
+
+
+async def _hurry(hurry: asyncio.Event, server: GatewayServer, runtime: Runtime) -> None:
+    await hurry.wait()
+    server.force_exit = True
+    await runtime.domain.close()
 
 
 def write_record(runtime: Runtime, folder: Path) -> None:
@@ -169,7 +189,7 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         raise InputError(
-            f"cannot listen on {host}:{port}: {error.strerror}; choose another --port"
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another --host or --port"
         ) from error
     listener.setblocking(False)
     return listener

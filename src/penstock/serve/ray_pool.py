@@ -171,6 +171,8 @@ def _ray() -> Any:
     """Ray takes half a second to import; it is asked not to report its use."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Whether Ray uses tokens among its own processes is nothing a user has to act on.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     import ray  # noqa: PLC0415 - only this pool needs it
     import ray.util.scheduling_strategies  # noqa: PLC0415 - see above
 
