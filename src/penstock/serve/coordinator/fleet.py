@@ -8,7 +8,7 @@ from dataclasses import replace
 from itertools import count
 
 from penstock.cost.steps import EngineShape, StepCostModel, StepTimer, stage_timers
-from penstock.errors import InputError
+from penstock.errors import InputError, SpecError
 from penstock.plan.plan import Engine, Plan, Role
 from penstock.policy import fleet as rules
 from penstock.policy.schedulers.sequence import Sequence
@@ -65,6 +65,13 @@ class Fleet:
     # -- workers ------------------------------------------------------------------------------
 
     def _driver(self, engine: Engine, weight: float) -> EngineDriver:
+        if engine.url:
+            raise SpecError(
+                "engines of other servers cannot be served",
+                key=f"engines.{engine.name}.url",
+                value=engine.url,
+                fix="give stages without a url",
+            )
         stages = tuple(
             Hop(worker_name(engine, i), stage.start_layer, stage.end_layer)
             for i, stage in enumerate(engine.stages)
