@@ -25,6 +25,8 @@ class GatewayServer(uvicorn.Server):
             server_header=False,
             timeout_graceful_shutdown=drain_s,
             timeout_keep_alive=75,
+            # Live pages are closed below; a hurried end would leave the lifespan's task behind.
+            lifespan="off",
         )
         super().__init__(config)
         self._live = app.state.gateway.live
