@@ -10,8 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import socket
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -51,7 +54,8 @@ class RayLauncher:
     async def open(self) -> None:
         ray = _ray()
         if not ray.is_initialized():
-            self._connect(ray)
+            with _own_sigterm():
+                self._connect(ray)
             self._ours = True
         if self._address is not None:
             self._host = ray.util.get_node_ip_address()
@@ -128,6 +132,21 @@ class RayHandle:
             return End(f"Ray has lost it ({type(error).__name__})")
         self.kill()
         return End("it has ended" if whole else "its actor ended after a fault", spoke=not whole)
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep our own SIGTERM handling over ``ray.init``, which puts an exit in its place."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        # None: set outside Python, and not to be had back.
+        if handler is not None:
+            signal.signal(signal.SIGTERM, handler)
 
 
 def find_node(nodes: Sequence[Mapping[str, Any]], name: str) -> Mapping[str, Any] | None:
