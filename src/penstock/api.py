@@ -122,7 +122,7 @@ def plan(
             seed=seed,
             progress=progress,
         )
-    method = planner_named(planner)
+    method = planner_named(planner, others=ENGINE_PLANNERS)
     traffic = load_traffic(workload or DEFAULT_WORKLOAD, rate=rate)
     if goal == "goodput":
         _require_limits(traffic)
@@ -292,7 +292,8 @@ def simulate(
     if router is not None:
         routing = _routed(loaded, routing, router)
     if kv_high_water_mark is not None:
-        routing = replace(routing, kv_high_water_mark=kv_high_water_mark)
+        mark = _share(kv_high_water_mark, "--kv-high-water-mark")
+        routing = replace(routing, kv_high_water_mark=mark)
     if expected_output_tokens is not None:
         routing = replace(routing, expected_output_tokens=expected_output_tokens)
     loaded = replace(loaded, routing=routing)
@@ -312,6 +313,14 @@ def simulate(
     run = run_simulation(loaded, traffic, cost, options)
     documents = {"plan": plan_to_dict(loaded), "workload": workload_to_dict(traffic)}
     return replace(run, header={**run.header, **documents})
+
+
+def _share(value: float, flag: str) -> float:
+    if not 0 < value <= 1:
+        raise SpecError(
+            "must be over 0 and at most 1", key=flag, value=value, fix="give a share, such as 0.9"
+        )
+    return value
 
 
 def _routed(plan: Plan, routing: Routing, router: str) -> Routing:

@@ -90,7 +90,9 @@ def check_writable(path: Path | None) -> None:
         return
     parent = path.absolute().parent
     if not parent.is_dir():
-        raise StorageError(f"{path}: the folder {parent} does not exist; create it or correct -o")
+        raise StorageError(
+            f"{path}: the folder {parent} does not exist; create it, or correct the path"
+        )
 
 
 def positive(value: float | None, flag: str) -> None:

@@ -35,6 +35,8 @@ def _export_plan(source: Path, output: Path) -> None:
     from penstock.plan.document import read_plan
     from penstock.plan.helix_import import export_placement
 
+    if source.is_dir():
+        raise SpecError(f"{source} is a run", key="--to", value="helix", fix="give a plan file")
     export_placement(read_plan(source), output)
 
 

@@ -24,7 +24,10 @@ def init(
     taken = [directory / name for name in files if (directory / name).exists()]
     if taken and not force:
         raise StorageError(f"{taken[0]} exists; use --force to replace it, or name another folder")
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise StorageError(f"{error.filename}: is not a folder; name another one") from None
     for name, text in files.items():
         write_text(directory / name, text)
         print(f"wrote {directory / name}")

@@ -100,7 +100,8 @@ def _usage_error(error: Exception) -> int | None:
         return None
     context = getattr(error, "ctx", None)
     where = f"; see '{context.command_path} --help'" if context is not None else ""
-    _one_line(f"{format_message().rstrip('.')}{where}")
+    message = format_message().replace("Value error, ", "").rstrip(".")
+    _one_line(f"{message}{where}")
     return int(getattr(error, "exit_code", 2))
 
 

@@ -100,7 +100,8 @@ def plan(
         return
     _print(result, seconds)
     if output is not None:
-        traffic = api.DEFAULT_ENGINE_WORKLOAD if result.whole_engines else api.DEFAULT_WORKLOAD
+        default = api.DEFAULT_ENGINE_WORKLOAD if result.whole_engines else api.DEFAULT_WORKLOAD
+        traffic = workload or default
         note(f"wrote {output}; next: penstock simulate {output} {traffic}")
 
 

@@ -35,6 +35,8 @@ def replay_ops(
     from penstock.spec.availability import read_operations
 
     positive(speed, "--speed")
+    if not operations.is_file():
+        raise InputError(f"{operations}: file not found; check the path")
     if find_spec("httpx") is None:
         raise InputError("replay-ops needs httpx; install it with pip install 'penstock[serve]'")
     import httpx

@@ -53,8 +53,10 @@ def serve(
     draft_model: Path | None = typer.Option(
         None, "--draft-model", help="Speculate with this checkpoint, without a plan."
     ),
-    speculation: str = typer.Option(
-        "penstock", "--speculation", help="chain, adaserve or penstock; with --draft-model."
+    speculation: str | None = typer.Option(
+        None,
+        "--speculation",
+        help="chain, adaserve or penstock (default); with --draft-model.",
     ),
     device: Device = typer.Option(Device.cpu, "--device", help="Where the workers compute."),
     dtype: str = typer.Option("auto", "--dtype", help="auto, float32, bfloat16 or float16."),
@@ -125,6 +127,12 @@ def _plan(
 
     memory = None if kv_memory is None else parse_bytes(kv_memory)
     if plan is not None:
+        if cut != (1, 1, 1) or speculation is not None:
+            raise SpecError(
+                "the plan says how the model is cut and whether it speculates",
+                key="--replicas, --pp, --tp, --draft-model",
+                fix="leave them out, or leave out the plan",
+            )
         return fitted(read_plan(plan), model, memory)
     if model is None:
         raise SpecError("nothing to serve", key="serve", fix="give a plan, or --model DIR")
@@ -135,12 +143,15 @@ def _plan(
     return local_plan(model, LocalShape(*cut), kv_memory_bytes=memory, speculation=speculation)
 
 
-def _speculation(draft_model: Path | None, method: str) -> object:
+def _speculation(draft_model: Path | None, method: str | None) -> object:
+    from penstock.errors import SpecError
     from penstock.plan.settings import SpeculationSettings
 
     if draft_model is None:
+        if method is not None:
+            raise SpecError("needs a draft", key="--speculation", fix="give --draft-model DIR")
         return None
-    return SpeculationSettings(method, str(draft_model))  # type: ignore[arg-type]
+    return SpeculationSettings(method or "penstock", str(draft_model))  # type: ignore[arg-type]
 
 
 def need_extra() -> None:

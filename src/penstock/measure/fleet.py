@@ -48,18 +48,30 @@ def header_entries(cluster: Cluster, classes: Sequence[SLOClass]) -> dict[str, o
     fleet = fleet_of(cluster)
     return {
         "fleet": {"num_gpus": fleet.num_gpus, "price_per_hour": fleet.price_per_hour},
-        "classes": [
-            {
-                "name": entry.name,
-                "slo": {
-                    field.name: limit
-                    for field in fields(SLO)
-                    if (limit := getattr(entry.slo, field.name)) is not None
-                },
-            }
-            for entry in classes
-        ],
+        "classes": class_entries(classes),
     }
+
+
+def class_entries(classes: Sequence[SLOClass]) -> list[dict[str, object]]:
+    """Classes as ``classes_of`` reads them from a header."""
+    return [
+        {
+            "name": entry.name,
+            "slo": {
+                field.name: limit
+                for field in fields(SLO)
+                if (limit := getattr(entry.slo, field.name)) is not None
+            },
+        }
+        for entry in classes
+    ]
+
+
+def measured_entries(classes: Sequence[SLOClass]) -> list[dict[str, object]]:
+    """``class_entries`` of a measured run; [] where a limit is relative to a plan it has not."""
+    if any(entry.slo.tpot_multiple is not None for entry in classes):
+        return []
+    return class_entries(classes)
 
 
 def classes_of(header: Mapping[str, object]) -> tuple[SLOClass, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from penstock.errors import SpecError
 from penstock.plan.planner import Planner
@@ -24,15 +24,19 @@ def planners() -> Mapping[str, Factory]:
     }
 
 
-def planner(name: str) -> Planner:
+def planner(name: str, *, others: Sequence[str] = ()) -> Planner:
     """Return the planner called ``name``; ``SpecError`` with the nearest name if there is none.
 
-    ``helix-milp-gurobi`` is ``helix-milp`` on Gurobi, which has to be installed.
+    ``helix-milp-gurobi`` is ``helix-milp`` on Gurobi, which has to be installed. ``others`` are
+    names that the caller knows besides; the error lists them too.
     """
     known = {**planners(), "helix-milp-gurobi": _helix_milp_on_gurobi}
     if name not in known:
         raise SpecError(
-            "unknown planner", key="--planner", value=name, fix=did_you_mean(name, known)
+            "unknown planner",
+            key="--planner",
+            value=name,
+            fix=did_you_mean(name, [*known, *others]),
         )
     return known[name]()
 

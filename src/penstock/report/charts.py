@@ -310,4 +310,8 @@ def _seconds(value: float) -> str:
 
 
 def _short(label: str, most: int) -> str:
-    return label if len(label) <= most else label[: most - 1] + "…"
+    # Names of runs often differ at their end only, so the middle goes.
+    if len(label) <= most:
+        return label
+    tail = most // 2
+    return label[: most - 1 - tail] + "…" + label[-tail:]

@@ -33,7 +33,7 @@ def plan_section(index: int, plan: Plan, utilisation: Mapping[str, float] | None
         Fact(f"Objective: {plan.objective}", figure(plan.value, unit)),
         Fact("Nodes used", f"{used:,} of {len(plan.cluster.nodes):,}"),
         Fact("Engines, legs", f"{len(plan.engines):,}, {len(plan.legs):,}"),
-        Fact("Router", f"{plan.routing.router}, admission {plan.admission}"),
+        Fact("Router", _router(plan)),
         Fact("Seed", str(plan.seed)),
     )
     return PlanSection(
@@ -47,6 +47,12 @@ def plan_section(index: int, plan: Plan, utilisation: Mapping[str, float] | None
         unused=_unused(plan),
         reasons=plan.reasons,
     )
+
+
+def _router(plan: Plan) -> str:
+    if plan.whole_engines:
+        return plan.routing.engine_router
+    return f"{plan.routing.router}, admission {plan.admission}"
 
 
 def _drawing_caption(plan: Plan, *, busy: bool) -> str:

@@ -194,7 +194,7 @@ def _rates(summary: Summary, groups: list[Group]) -> list[tuple[str, str, list[f
         ("cost per 1M output tokens", "$", summary.cost_per_million_output_tokens),
     ):
         rows.append((label, unit, [value, *blank]))
-    optional = {"goodput", "SLO attainment", "rejected", "dropped", "failed", "preemptions"}
+    optional = {"rejected", "dropped", "failed", "preemptions"}
     return [
         row
         for row in rows

@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from penstock.errors import InputError, SpecError
+from penstock.measure.fleet import measured_entries
 from penstock.plan.plan import Plan
 from penstock.serve.coordinator.options import ServeOptions
 from penstock.serve.coordinator.runtime import Runtime
@@ -159,7 +160,7 @@ async def _serve(
             await runtime.drain(settings.drain_s)
             hurrying.cancel()
             if settings.record is not None:
-                write_record(runtime, settings.record)
+                write_record(runtime, settings.record, settings.classes)
 
 
 async def _hurry(hurry: asyncio.Event, server: GatewayServer, runtime: Runtime) -> None:
@@ -168,11 +169,11 @@ async def _hurry(hurry: asyncio.Event, server: GatewayServer, runtime: Runtime) 
     await runtime.domain.close()
 
 
-def write_record(runtime: Runtime, folder: Path) -> None:
+def write_record(runtime: Runtime, folder: Path, classes: Sequence[SLOClass] = ()) -> None:
     """Write what was served as a run, in the schema that ``simulate`` writes."""
     from penstock.measure.store import write_run  # noqa: PLC0415
 
-    write_run(runtime.run("measured", {}), folder)
+    write_run(runtime.run("measured", {"classes": measured_entries(classes)}), folder)
 
 
 def _listen(host: str, port: int) -> socket.socket:

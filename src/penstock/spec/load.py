@@ -136,7 +136,9 @@ def _file(ref: str | Path, what: str, folder: str, suffixes: tuple[str, ...]) ->
         return path
     if path.is_dir():
         raise SpecError(f"this is a folder; name a {what} file in it", source=path)
-    raise _unknown(what, str(ref), tuple(names.values()), f"a file ({', '.join(suffixes)})")
+    raise _unknown(
+        what, str(ref), tuple(names.values()), f"a file ({', '.join(dict.fromkeys(suffixes))})"
+    )
 
 
 def _unknown(what: str, ref: str, known: Iterable[str], files: str) -> SpecError:

@@ -61,10 +61,14 @@ def alive(pids: list[int]) -> list[int]:
 
 
 @contextmanager
-def serving(*arguments: object) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+def serving(
+    *arguments: object, workers: str = "processes"
+) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """A server that is up: its URL and its process; ended at the end."""
     child = subprocess.Popen(
-        command("serve", *arguments, *PROCESSES), stderr=subprocess.PIPE, text=True
+        command("serve", *arguments, "--workers", workers, "--port", "0"),
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         assert child.stderr is not None
@@ -241,6 +245,15 @@ def test_an_idle_server_ends_in_order(number: signal.Signals) -> None:
         child.send_signal(number)
         assert child.wait(20) == 0
         assert not alive(below)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+def test_a_server_on_ray_ends_in_order() -> None:
+    """Ray's own handling of SIGTERM does not take the place of the server's."""
+    with serving("--model", TINY, workers="ray") as (url, child):
+        complete(url)
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(30) == 0
 
 
 def test_a_second_signal_does_not_wait_for_requests() -> None:

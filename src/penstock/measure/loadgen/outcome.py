@@ -10,6 +10,7 @@ from math import inf, nan
 import numpy as np
 
 from penstock import __version__
+from penstock.measure.fleet import measured_entries
 from penstock.measure.loadgen.events import Stream
 from penstock.measure.loadgen.sources import loop_of
 from penstock.measure.run import STATUS, RequestTable, Run, Status, TokenTimes
@@ -88,6 +89,7 @@ def measured_run(
         header={
             "kind": "measured",
             "version": __version__,
+            "classes": measured_entries(workload.classes),
             **header,
             "client": client,
             "problems": problems[:10],
