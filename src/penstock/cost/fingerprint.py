@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Protocol
 
 from penstock.errors import InputError, SpecError
+from penstock.spec.variants import Precision
 
 GIB = 2.0**30
 COLUMNS = (
@@ -28,17 +29,6 @@ COLUMNS = (
     "latency",
     "memory_after_run",
 )
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Precision:
-    """How weights are stored (float16, int8, int4, int4_gptq), and whether KV values are int8."""
-
-    weights: str
-    int8_kv: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.weights}+kv8" if self.int8_kv else self.weights
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from penstock.cost.fingerprint import Configuration, Cut, Demand, Fingerprint, Precision
+from penstock.cost.fingerprint import Configuration, Cut, Demand, Fingerprint
 from penstock.errors import InputError, SpecError
+from penstock.spec.variants import Precision
 
 SHORT, LONG = 10, 20
 

@@ -17,17 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.cost.fingerprint import (
-    GIB,
-    Configuration,
-    Cut,
-    Demand,
-    Fingerprint,
-    Precision,
-)
+from penstock.cost.fingerprint import GIB, Configuration, Cut, Demand, Fingerprint
 from penstock.cost.fingerprint_regression import fit_relative
 from penstock.errors import InputError
 from penstock.spec.model import ModelSpec
+from penstock.spec.variants import Precision
 
 FloatArray = NDArray[np.float64]
 

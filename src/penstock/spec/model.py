@@ -136,6 +136,17 @@ class ModelSpec:
         largest = max(self.layer_parameters(i) for i in range(self.num_hidden_layers))
         return int(largest * self.weight_bytes_per_parameter)
 
+    def slice_weight_bytes(self, start_layer: int, end_layer: int) -> int:
+        """Bytes of layers ``[start_layer, end_layer)`` with the embeddings that lie at the ends."""
+        if self.layer_weight_bytes_override is not None:
+            layers = float(self.layer_weight_bytes_override * (end_layer - start_layer))
+        else:
+            held = sum(self.layer_parameters(i) for i in range(start_layer, end_layer))
+            layers = held * self.weight_bytes_per_parameter
+        ends = (start_layer == 0) + (end_layer == self.num_hidden_layers)
+        share = 0.5 * ends if not self.tie_word_embeddings else min(1, ends)
+        return int(layers + share * self.embedding_parameters * DTYPE_BYTES[self.dtype])
+
     @property
     def kv_bytes_per_token_per_layer(self) -> int:
         bytes_per_value = DTYPE_BYTES[self.kv_dtype or self.dtype]

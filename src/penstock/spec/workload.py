@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from heapq import merge
 from math import inf, nan
+from operator import attrgetter
 from random import Random
 from typing import Protocol
 
@@ -126,11 +128,33 @@ class Saturating:
 
 
 @dataclass(frozen=True)
+class ModelStream:
+    """The requests of one model of several: own arrivals, lengths and classes.
+
+    Names of classes are those of the whole workload, so that they differ between models.
+    """
+
+    model: str
+    lengths: Lengths
+    arrivals: OpenLoopArrivals
+    classes: tuple[SLOClass, ...] = ()
+
+    def requests(self, seed: int, duration_s: float) -> Iterator[Request]:
+        """Arrivals and lengths in turn, from a generator that no other stream draws from."""
+        rng = Random(f"{seed}/{self.model}")
+        pick = class_picker(self.classes, f"{seed}/{self.model}")
+        for number, time_s in enumerate(self.arrivals.times(rng, duration_s)):
+            prompt, output = self.lengths.sample(rng)
+            yield Request(number, time_s, prompt, output, pick(), self.model)
+
+
+@dataclass(frozen=True)
 class Workload:
     """Lengths x arrivals x classes, over ``duration_s`` seconds, measured after ``warmup_s``.
 
     ``trace`` (explicit requests, ascending arrivals) replaces lengths and arrivals; it is a tuple
-    or a ``traces.TraceFile``, which streams.
+    or a ``traces.TraceFile``, which streams. ``streams`` (several models) replace them too; then
+    ``classes`` are those of all streams.
     """
 
     name: str
@@ -142,6 +166,7 @@ class Workload:
     classes: tuple[SLOClass, ...] = ()
     seed: int = 0
     source: str = ""
+    streams: tuple[ModelStream, ...] = ()
 
     def requests(self, seed: int | None = None) -> Iterator[Request]:
         """Stream the requests of a trace or of open-loop arrivals, in order of arrival.
@@ -152,6 +177,12 @@ class Workload:
         """
         if len(self.trace):
             yield from self.trace
+            return
+        if self.streams:
+            base = self.seed if seed is None else seed
+            each = [stream.requests(base, self.duration_s) for stream in self.streams]
+            together = merge(*each, key=attrgetter("arrival_s"))
+            yield from (replace(request, id=number) for number, request in enumerate(together))
             return
         if self.arrivals is None or self.lengths is None:
             missing = "lengths" if self.lengths is None else "arrivals"
@@ -169,7 +200,7 @@ class Workload:
             yield Request(number, time_s, prompt, output, pick())
 
 
-def class_picker(classes: tuple[SLOClass, ...], seed: int) -> Callable[[], str]:
+def class_picker(classes: tuple[SLOClass, ...], seed: int | str) -> Callable[[], str]:
     """Return a function that draws class names by their shares, apart from all other draws."""
     if not classes:
         return lambda: ""

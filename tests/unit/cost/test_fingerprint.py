@@ -18,7 +18,6 @@ from penstock.cost.fingerprint import (
     Demand,
     Fingerprint,
     Measurement,
-    Precision,
     fingerprints,
     read_profile,
 )
@@ -34,6 +33,7 @@ from penstock.cost.fingerprint_physical import (
 from penstock.cost.fingerprint_regression import fit_relative, non_negative
 from penstock.errors import InputError, SpecError
 from penstock.spec.load import load_model
+from penstock.spec.variants import Precision
 
 FP16 = Precision("float16")
 TERMS = (0.002, 0.001, 0.003, 0.004)

@@ -12,7 +12,6 @@ from pathlib import Path
 from penstock.cost.fingerprint import (
     Configuration,
     Fingerprint,
-    Precision,
     ProfileRow,
     fingerprints,
     read_profile,
@@ -20,10 +19,10 @@ from penstock.cost.fingerprint import (
 from penstock.cost.fingerprint_maveriq import Exponents, MaverIQEstimator, read_exponents
 from penstock.errors import InputError
 from penstock.experiments.reference import Record, number, read_table
-from penstock.plan.intent.table import Variant
 from penstock.spec.load import load_model
 from penstock.spec.minute_bins import BinTrace, bin_trace
 from penstock.spec.model import ModelSpec
+from penstock.spec.variants import Precision, Variant
 
 MODELS = ("falcon-7b", "falcon-40b", "gptj-6b", "llama-2-7b", "llama-2-13b", "llama-2-70b")
 GPUS = 8

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from penstock.cost.fingerprint import Configuration, Demand, Precision
+from penstock.cost.fingerprint import Configuration, Demand
 from penstock.errors import Infeasible
 from penstock.experiments.maveriq.data import (
     FULL,
@@ -29,8 +29,10 @@ from penstock.experiments.maveriq.data import (
 )
 from penstock.experiments.reference import Record
 from penstock.experiments.rows import Labels, Row, Tolerance, at_most, information, judged
-from penstock.plan.intent.select import Choice, Intent, Wish, choose
+from penstock.plan.intent.select import Choice, choose
 from penstock.plan.intent.table import ConfigurationTable, build_table
+from penstock.spec.intent import Intent, Wish
+from penstock.spec.variants import Precision
 
 INTENT_NAMES: Mapping[str, Intent] = {
     "min_lat": "min_latency",

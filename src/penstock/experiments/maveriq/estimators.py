@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.cost.fingerprint import Configuration, Demand, Fingerprint, Precision
+from penstock.cost.fingerprint import Configuration, Demand, Fingerprint
 from penstock.cost.fingerprint_physical import (
     HostCalibration,
     PhysicalEstimator,
@@ -37,6 +37,7 @@ from penstock.experiments.maveriq.data import (
 )
 from penstock.experiments.reference import number, read_table
 from penstock.experiments.rows import Labels, Row, Tolerance, at_most, information, judged
+from penstock.spec.variants import Precision
 
 FloatArray = NDArray[np.float64]
 _PRINTED_POINT = Tolerance(absolute=0.0051, unit="%")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from penstock.cost.fingerprint import Configuration, Precision, ProfileRow, read_profile
+from penstock.cost.fingerprint import Configuration, ProfileRow, read_profile
 from penstock.experiments.maveriq.data import FULL, LONG, profile
 from penstock.experiments.rows import Labels, Row, Tolerance, judged
+from penstock.spec.variants import Precision
 
 _PRINTED = Tolerance(relative=0.002)
 # The paper prints the overhead over batches 1, 8, 16 and 32.

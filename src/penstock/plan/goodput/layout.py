@@ -9,8 +9,9 @@ from math import inf
 from penstock.cost.steps import StepCostModel
 from penstock.errors import SpecError
 from penstock.plan.goodput.fleet import EngineChoice
-from penstock.plan.goodput.machines import Machines, Parts, cut, pipelines
+from penstock.plan.goodput.machines import Machines, pipelines
 from penstock.plan.goodput.publish import Outcome, Placed, engine_plan, even_stages
+from penstock.plan.parts import Parts, cut
 from penstock.plan.plan import EngineRouterName, Plan, Routing
 from penstock.plan.settings import HandoffSettings
 from penstock.spec.cluster import Cluster, Link

@@ -19,9 +19,10 @@ from penstock.plan.goodput.distserve import (
 )
 from penstock.plan.goodput.fleet import EngineChoice, Phase, Probe
 from penstock.plan.goodput.layout import Layout, Share, link_handoff
-from penstock.plan.goodput.machines import Machines, Parts, cut, machines_of
+from penstock.plan.goodput.machines import Machines, machines_of
 from penstock.plan.goodput.planner import PlanJob, Search, Task, plan_for_goodput
 from penstock.plan.goodput.publish import Outcome, Placed, engine_plan
+from penstock.plan.parts import Parts, cut
 from penstock.plan.plan import Plan, Routing
 
 CHUNK = 2048

@@ -8,26 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from penstock.cost.fingerprint import Configuration, Demand, Estimator, Precision
+from penstock.cost.fingerprint import Configuration, Demand, Estimator
 from penstock.errors import SpecError
+from penstock.spec.variants import Precision, Variant
 
 FloatArray = NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """A stored form of a model and its accuracy as a share of the unquantised one (0 to 1)."""
-
-    precision: Precision
-    accuracy: float
-
-    def __post_init__(self) -> None:
-        if not 0 < self.accuracy <= 1:
-            raise SpecError(
-                "must be above 0 and at most 1",
-                key=f"accuracy of {self.precision}",
-                value=self.accuracy,
-            )
 
 
 @dataclass(frozen=True, slots=True)

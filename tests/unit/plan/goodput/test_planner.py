@@ -14,10 +14,11 @@ from penstock.cost.step_roofline import StepRoofline
 from penstock.errors import Infeasible, SpecError
 from penstock.plan.checker import check_plan
 from penstock.plan.goodput.fleet import Phase, Probe
-from penstock.plan.goodput.machines import Parts, cut, machines_of, pipelines
+from penstock.plan.goodput.machines import machines_of, pipelines
 from penstock.plan.goodput.named import plan_engines
 from penstock.plan.goodput.plan_cost import plan_cost
 from penstock.plan.goodput.planner import PlanJob, Task
+from penstock.plan.parts import Parts, cut
 from penstock.plan.plan import Engine, Plan
 from penstock.plan.settings import SpeculationSettings
 from penstock.spec.catalogue import catalogue

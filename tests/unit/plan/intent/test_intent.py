@@ -9,17 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.cost.fingerprint import Configuration, Demand, Precision
+from penstock.cost.fingerprint import Configuration, Demand
 from penstock.errors import Infeasible, SpecError
 from penstock.plan.intent.balancing import STRATEGIES, Strategy, assign_gpus, gpu_order
 from penstock.plan.intent.layers import fill, place_layers
-from penstock.plan.intent.select import INTENTS, Wish, choose, costs, fits
-from penstock.plan.intent.table import (
-    ConfigurationTable,
-    Variant,
-    build_table,
-    configuration_space,
-)
+from penstock.plan.intent.select import choose, costs, fits
+from penstock.plan.intent.table import ConfigurationTable, build_table, configuration_space
+from penstock.spec.intent import INTENTS, Wish
+from penstock.spec.variants import Precision, Variant
 
 GIB = 2.0**30
 FP16, INT4 = Precision("float16"), Precision("int4")
