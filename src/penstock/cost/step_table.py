@@ -61,10 +61,12 @@ class LinkTimes(Strict):
 
 
 class StepTableFile(Strict):
-    """Measured step times of one model on one engine shape.
+    """Step times of one model on one engine shape.
 
-    ``host``, ``hidden_states`` (between pipeline stages) and ``kv_transfer`` (from a prefill to a
-    decode engine) are of the server around the steps.
+    ``mixed_saves``: seconds that a step of prompts and decodes together saves against a step of
+    each; None = what reading the weights takes. ``host``, ``hidden_states`` (between pipeline
+    stages) and ``kv_transfer`` (from a prefill to a decode engine) are of the server around the
+    steps.
     """
 
     model: str
@@ -78,6 +80,7 @@ class StepTableFile(Strict):
     csv: str | None = None
     provenance: Literal["measured", "fitted"] = "measured"
     error: str = ""
+    mixed_saves: Duration | None = None
     host: HostTimes | None = None
     hidden_states: LinkTimes | None = None
     kv_transfer: LinkTimes | None = None
@@ -145,7 +148,13 @@ class StepTable:
 
     def step_timer(self, shape: EngineShape) -> TableTimer:
         self._check(shape)
-        return TableTimer(self._lines, self._prompts, self._pair_s, shape.pipeline_parallel_size)
+        return TableTimer(
+            self._lines,
+            self._prompts,
+            self._pair_s,
+            shape.pipeline_parallel_size,
+            self._file.mixed_saves,
+        )
 
     def kv_capacity_tokens(self, shape: EngineShape) -> int:
         """As the file states; else what the roofline finds beside the weights."""
@@ -213,10 +222,12 @@ class TableTimer:
         prompts: Sequence[tuple[int, float]],
         pair_s: float,
         stages: int,
+        mixed_saves_s: float | None = None,
     ) -> None:
         self._measured = lines
         self._prompts, self._pair_s, self._stages = prompts, pair_s, stages
         self._known: dict[int, StepLine] = {}
+        self._saved_s = self._line(1).fixed_s if mixed_saves_s is None else mixed_saves_s / stages
 
     def decode_s(self, seqs: int, context_tokens: int) -> float:
         return (self._known.get(seqs) or self._line(seqs)).at(context_tokens)
@@ -241,8 +252,7 @@ class TableTimer:
         if not seqs:
             return prompt_s
         decode_s = self.decode_s(seqs, context_tokens)
-        weights_s = self._line(1).fixed_s
-        return max(prompt_s, decode_s, prompt_s + decode_s - weights_s)
+        return max(prompt_s, decode_s, prompt_s + decode_s - self._saved_s)
 
     def _line(self, seqs: int) -> StepLine:
         found = self._known.get(seqs)

@@ -64,7 +64,9 @@ async def calibrate_endpoint(
             text = f"{probe.kind}: {probe.seqs} x {probe.prompt_tokens} tokens"
             report(text, min(1.0, client.clock() / settings.seconds))
 
-        wanted = sorted(probes(bounds, 3), key=_importance)
+        # From outside nobody sees which prompts shared a step with decodes.
+        own = (probe for probe in probes(bounds, 3) if probe.kind != "mixed")
+        wanted = sorted(own, key=_importance)
         seen = await drive(client, wanted, show, until_s=settings.seconds)
     return fitted_profile(settings, seen)
 
@@ -108,7 +110,7 @@ def fitted_profile(settings: CalibrateSettings, seen: Sequence[Seen]) -> StepTab
 def client_rows(item: Seen) -> list[Row]:
     """The requests of a probe as their client saw them."""
     return [
-        Row(item.probe.prompt_tokens, one.sent_s, one.stream.times_s()) for one in item.outcomes
+        Row(one.request.prompt_tokens, one.sent_s, one.stream.times_s()) for one in item.outcomes
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from penstock.errors import InputError
@@ -44,18 +44,30 @@ async def drive(
         report(len(seen), probe)
         before = len(client.outcomes)
         sends = []
-        for _ in range(probe.seqs):
-            request = Request(number, client.clock(), probe.prompt_tokens, probe.output_tokens)
+        for prompt_tokens, output_tokens in probe.lengths:
+            request = Request(number, client.clock(), prompt_tokens, output_tokens)
             sends.append(client.prepare(request))
             number += 1
-        await asyncio.gather(*(send() for send in sends))
+        await _send(sends, probe.at_once or len(sends))
         outcomes = client.outcomes[before:]
         for outcome in outcomes:
             if outcome.status != "finished":
+                size = outcome.request.prompt_tokens
                 raise InputError(
-                    f"{client.endpoint.url}: a request of {probe.prompt_tokens} prompt tokens "
+                    f"{client.endpoint.url}: a request of {size} prompt tokens "
                     f"failed ({outcome.problem or outcome.status})"
                 )
         seen.append(Seen(probe, outcomes))
         await asyncio.sleep(_PAUSE_S)
     return seen
+
+
+async def _send(sends: Sequence[Callable[[], Awaitable[None]]], at_once: int) -> None:
+    """Run ``sends`` in order, ``at_once`` at a time."""
+    free = asyncio.Semaphore(at_once)
+
+    async def one(send: Callable[[], Awaitable[None]]) -> None:
+        async with free:
+            await send()
+
+    await asyncio.gather(*(one(send) for send in sends))

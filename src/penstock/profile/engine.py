@@ -18,6 +18,9 @@ from penstock.cost.step_table import (
     HostTimes,
     LinkTimes,
     StepTableFile,
+    TableTimer,
+    decode_lines,
+    prefill_curve,
 )
 from penstock.errors import InputError
 from penstock.measure.loadgen.bench import BenchSettings, open_client
@@ -25,7 +28,15 @@ from penstock.measure.run import Run
 from penstock.measure.store import read_run
 from penstock.plan.plan import Plan
 from penstock.profile.drive import Seen, drive
-from penstock.profile.fit import Line, Row, decode_error, decode_point, line, prefill_points
+from penstock.profile.fit import (
+    Line,
+    Row,
+    decode_error,
+    decode_point,
+    line,
+    mixed_saves_s,
+    prefill_points,
+)
 from penstock.profile.links import Links, measure_links
 from penstock.profile.probes import Bounds, Probe, probes
 from penstock.profile.server import serving
@@ -113,6 +124,9 @@ def engine_profile(
         for probe, own in rows
         if probe.kind == "decode" and (point := decode_point(own, stages)) is not None
     ]
+    prefill = prefill_points(first_s, bounds.chunk_tokens)
+    timer = TableTimer(decode_lines(decode), *prefill_curve(prefill), 1)
+    mixed = [row for probe, own in rows if probe.kind == "mixed" for row in own]
     host = _host(seen, rows)
     median, worst = decode_error(decode)
     return StepTableFile(
@@ -128,7 +142,8 @@ def engine_profile(
         kv_transfer=None if links is None else _link(links.kv),
         hidden_states=None if links is None else _link(links.hidden),
         decode=tuple(decode),
-        prefill=prefill_points(first_s, bounds.chunk_tokens),
+        prefill=prefill,
+        mixed_saves=None if stages > 1 else mixed_saves_s(mixed, timer, bounds.chunk_tokens),
     )
 
 

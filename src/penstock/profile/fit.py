@@ -88,6 +88,35 @@ def prefill_points(
     return tuple(points)
 
 
+def mixed_saves_s(rows: Sequence[Row], timer: TableTimer, chunk_tokens: int) -> float | None:
+    """What a step of prompts and decodes saves against a step of each; the median of all seen.
+
+    Rows whose first tokens come together had their prompts in one step. None where no such step
+    is among ``rows``.
+    """
+    ends_s = np.unique(np.concatenate([np.asarray(row.times_s) for row in rows] or [np.zeros(0)]))
+    prompts: dict[float, list[Row]] = {}
+    for row in rows:
+        prompts.setdefault(row.times_s[0], []).append(row)
+    saved = []
+    for end_s, own in prompts.items():
+        begun_s = min(row.begun_s for row in own)
+        if np.searchsorted(ends_s, end_s) > np.searchsorted(ends_s, begun_s, side="right"):
+            # Another step has ended since: the prompt took more than one.
+            continue
+        tokens = sum(row.prompt_tokens for row in own)
+        contexts = [
+            row.prompt_tokens + int(np.searchsorted(np.asarray(row.times_s), end_s))
+            for row in rows
+            if row.times_s[0] <= begun_s and end_s <= row.times_s[-1]
+        ]
+        if contexts and tokens + len(contexts) <= chunk_tokens:
+            prompt_s = timer.step_s([(tokens, 0)], 0, 0)
+            decode_s = timer.decode_s(len(contexts), sum(contexts))
+            saved.append(prompt_s + decode_s - (end_s - begun_s))
+    return max(0.0, float(np.median(saved))) if saved else None
+
+
 def line(points: Sequence[tuple[float, float]]) -> Line:
     """The robust line through (x, y): Theil-Sen slope (median of all pairs), not below 0."""
     x = np.array([point[0] for point in points])

@@ -9,15 +9,29 @@ from math import ceil
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """``seqs`` requests at once, of ``prompt_tokens`` and ``output_tokens`` each.
+    """``seqs`` requests, ``at_once`` of them in flight (0 = all), of these lengths in the mean.
 
-    ``kind``: "warm-up" (not counted), "prefill" (the first token matters) or "decode".
+    ``kind``: "warm-up" (not counted), "prefill" (the first token matters), "decode" (all decode
+    together) or "mixed" (prompts come while others decode).
     """
 
     kind: str
     seqs: int
     prompt_tokens: int
     output_tokens: int
+    at_once: int = 0
+
+    @property
+    def lengths(self) -> tuple[tuple[int, int], ...]:
+        """(prompt, output) tokens of every request.
+
+        Batches are ragged, as they are in use: attention over equal contexts is faster than over
+        equally many tokens of different ones.
+        """
+        prompts = spread(self.prompt_tokens, self.seqs)
+        if self.kind == "mixed":
+            return tuple(zip(prompts, reversed(spread(self.output_tokens, self.seqs)), strict=True))
+        return tuple((tokens, self.output_tokens) for tokens in prompts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +44,34 @@ class Bounds:
     kv_tokens: int
 
 
+SPREAD = 0.6
+"""Lengths of one probe lie within so much of their mean."""
 DECODE_STEPS = 32
 """Steps in which all sequences of a probe decode together."""
 _CONTEXTS = (16, 256, 1024)
 _PROMPTS_AT_ONCE = 12_288
 """Prompt tokens of one probe: more would take longer to read than they are worth."""
 _WARM_UP = 3
+_MIXED = (8, 32)
+_MIXED_PROMPT = 128
+_MIXED_OUTPUT = 40
+
+
+def spread(mean: int, count: int) -> tuple[int, ...]:
+    """``count`` sizes evenly around ``mean``, in an order that jumps between short and long."""
+    if count == 1:
+        return (mean,)
+    sizes = [round(mean * (1 + SPREAD * (2 * i / (count - 1) - 1))) for i in range(count)]
+    return tuple(max(1, sizes[i]) for i in sorted(range(count), key=lambda i: i * 0.618 % 1))
+
+
+def longest(mean: int) -> int:
+    """The longest size that ``spread`` gives."""
+    return round(mean * (1 + SPREAD))
 
 
 def probes(bounds: Bounds, repeat: int = 5, *, tokens: int = _PROMPTS_AT_ONCE) -> Iterator[Probe]:
-    """Warm-up, then prompts of doubling sizes, then batches of doubling sizes and contexts."""
+    """Warm-up, prompts of doubling sizes, batches of doubling sizes and contexts, and mixtures."""
     for _ in range(_WARM_UP):
         yield Probe("warm-up", 1, min(64, bounds.max_model_len // 2), 8)
     # In rounds, so that a busy moment of the machine does not fall on one size.
@@ -50,9 +82,17 @@ def probes(bounds: Bounds, repeat: int = 5, *, tokens: int = _PROMPTS_AT_ONCE) -
         for context in _CONTEXTS:
             chunks = ceil(seqs * context / bounds.chunk_tokens)
             output = DECODE_STEPS + chunks + seqs // 4
-            fits = context + output <= bounds.max_model_len
+            widest = context if seqs == 1 else longest(context)
+            fits = widest + output <= bounds.max_model_len
             if fits and seqs * (context + output) <= bounds.kv_tokens and seqs * context <= tokens:
                 yield Probe("decode", seqs, context, output)
+    prompt = min(_MIXED_PROMPT, bounds.chunk_tokens // 2, bounds.max_model_len // 4)
+    output = min(_MIXED_OUTPUT, bounds.max_model_len // 4)
+    for at_once in _MIXED:
+        length = longest(prompt) + longest(output)
+        fits = length <= bounds.max_model_len and at_once * length <= bounds.kv_tokens
+        if at_once <= bounds.max_seqs and fits:
+            yield Probe("mixed", 4 * at_once, prompt, output, at_once)
 
 
 def _prompt_sizes(bounds: Bounds) -> list[int]:

@@ -50,9 +50,9 @@ def known_cost(model: ModelSpec) -> LinearStepCost:
 def served(plan: Plan, wanted: Sequence[Probe], host_s: float = HOST_S) -> tuple[list[Seen], Run]:
     """What client and server report of ``wanted``, the probes far apart; ``host_s`` in between."""
     requests = [
-        Request(0, _APART_S * i, probe.prompt_tokens, probe.output_tokens)
+        Request(0, _APART_S * i + (0.05 * number if probe.at_once else 0.0), prompt, output)
         for i, probe in enumerate(wanted, 1)
-        for _ in range(probe.seqs)
+        for number, (prompt, output) in enumerate(probe.lengths)
     ]
     rows = (Request(0, 0.0, 8, 1), *requests)
     trace = tuple(

@@ -52,10 +52,11 @@ def test_probes_fit_the_engine(longest: int, chunk: int, seqs: int, kv_tokens: i
     """No probe asks for more tokens or sequences than the engine takes."""
     bounds = Bounds(longest, chunk, seqs, kv_tokens)
     for probe in probes(bounds, 1):
-        length = probe.prompt_tokens + probe.output_tokens
-        assert length <= longest
-        assert probe.seqs <= seqs
-        assert probe.kind != "decode" or probe.seqs * length <= kv_tokens
+        lengths = [prompt + output for prompt, output in probe.lengths]
+        assert max(lengths) <= longest
+        at_once = probe.at_once or probe.seqs
+        assert at_once <= seqs
+        assert probe.kind not in ("decode", "mixed") or at_once * max(lengths) <= 2 * kv_tokens
 
 
 def test_step_times_are_those_of_the_engine(plan: Plan, profile: StepTableFile) -> None:
