@@ -153,6 +153,7 @@ class SamplingBody(Body):
     ignore_eos: bool | None = None
     stop_token_ids: Annotated[list[TokenCount], Field(max_length=128)] | None = None
     include_stop_str_in_output: bool | None = None
+    return_token_ids: bool | None = None
     skip_special_tokens: bool | None = None
     add_special_tokens: bool | None = None
     slo_class: ClassName | None = None

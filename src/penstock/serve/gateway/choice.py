@@ -17,18 +17,22 @@ from penstock.serve.text import Detokenizer, StopMatcher
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one delta adds to a choice. ``stop_reason``: the stop string or token that ended it."""
+    """What one delta adds to a choice. ``stop_reason``: the stop string or token that ended it.
+
+    ``token_ids`` are set where the client asked for them.
+    """
 
     text: str
     tokens: int
     logprobs: tuple[TokenLogprobs, ...] = ()
     finish_reason: str | None = None
     stop_reason: str | int | None = None
+    token_ids: tuple[int, ...] = ()
 
     @property
     def silent(self) -> bool:
         """Nothing a client could see."""
-        return not (self.text or self.logprobs or self.finish_reason)
+        return not (self.text or self.logprobs or self.finish_reason or self.token_ids)
 
 
 class ChoiceText:
@@ -37,6 +41,7 @@ class ChoiceText:
     def __init__(self, job: Job, index: int) -> None:
         request = job.requests[index]
         self._min_tokens = request.params.min_tokens
+        self._shows_ids = job.return_token_ids
         self._tokens = 0
         # Characters so far, and log probabilities of tokens whose text may be held back, with
         # the character where each ends.
@@ -62,7 +67,17 @@ class ChoiceText:
         text = self._detokenizer.push(delta.tokens)
         if delta.finish_reason:
             text += self._detokenizer.finish()
-        return Piece(text, len(delta.tokens), delta.logprobs, delta.finish_reason, delta.stop_token)
+        return Piece(
+            text,
+            len(delta.tokens),
+            delta.logprobs,
+            delta.finish_reason,
+            delta.stop_token,
+            self._ids(delta, len(delta.tokens)),
+        )
+
+    def _ids(self, delta: TokenDelta, count: int) -> tuple[int, ...]:
+        return delta.tokens[:count] if self._shows_ids else ()
 
     def _push_matching(self, delta: TokenDelta, matcher: StopMatcher) -> Piece:
         """Token by token: what comes after the stop string in the same delta does not count."""
@@ -77,7 +92,8 @@ class ChoiceText:
             shown.append(matcher.push(text) if self._tokens > self._min_tokens else text)
             logprobs += self._released(shown[-1])
             if matcher.matched is not None:
-                return Piece("".join(shown), taken, tuple(logprobs), "stop", matcher.matched)
+                ids = self._ids(delta, taken)
+                return Piece("".join(shown), taken, tuple(logprobs), "stop", matcher.matched, ids)
         reason: str | None = delta.finish_reason
         stop: str | int | None = delta.stop_token
         if reason:
@@ -87,7 +103,9 @@ class ChoiceText:
             else:
                 shown.append(matcher.finish())
                 logprobs += [entry for _, entry in self._waiting]
-        return Piece("".join(shown), len(delta.tokens), tuple(logprobs), reason, stop)
+        count = len(delta.tokens)
+        ids = self._ids(delta, count)
+        return Piece("".join(shown), count, tuple(logprobs), reason, stop, ids)
 
     def _released(self, text: str) -> list[TokenLogprobs]:
         """Log probabilities of the tokens that are shown once ``text`` is: they wait with it."""

@@ -50,10 +50,12 @@ class WholeChoice:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: str | None = None
     stop_reason: str | int | None = None
+    token_ids: list[int] = field(default_factory=list)
 
     def add(self, piece: Piece) -> None:
         self.text.append(piece.text)
         self.logprobs.extend(piece.logprobs)
+        self.token_ids.extend(piece.token_ids)
         self.finish_reason = piece.finish_reason
         self.stop_reason = piece.stop_reason
 
@@ -95,6 +97,8 @@ class Chunks:
                 _encode(piece.finish_reason),
                 _encode(piece.stop_reason),
             )
+        if self._job.return_token_ids:
+            end = b',"token_ids":%s%s' % (_encode(piece.token_ids), end)
         return b'%s{"index":%d%s%s%s%s%s%s' % (
             self._head,
             index,
@@ -155,6 +159,7 @@ def _completion_choice(job: Job, index: int, choice: WholeChoice) -> dict[str, o
         "logprobs": logprobs,
         "finish_reason": choice.finish_reason,
         "stop_reason": choice.stop_reason,
+        **_shown_ids(job, choice),
     }
 
 
@@ -168,4 +173,9 @@ def _chat_choice(job: Job, index: int, choice: WholeChoice) -> dict[str, object]
         "logprobs": logprobs,
         "finish_reason": choice.finish_reason,
         "stop_reason": choice.stop_reason,
+        **_shown_ids(job, choice),
     }
+
+
+def _shown_ids(job: Job, choice: WholeChoice) -> dict[str, object]:
+    return {"token_ids": choice.token_ids} if job.return_token_ids else {}

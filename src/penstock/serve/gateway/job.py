@@ -44,6 +44,7 @@ class Job:
     prompt_tokens: int
     stops: tuple[str, ...]
     include_stop: bool
+    return_token_ids: bool
     skip_special_tokens: bool
     stream: bool
     include_usage: bool
@@ -185,6 +186,7 @@ def _job(
         prompt_tokens=sum(len(prompt.tokens) for prompt in prompts),
         stops=tuple(body.stop or ()),
         include_stop=bool(body.include_stop_str_in_output),
+        return_token_ids=bool(body.return_token_ids),
         skip_special_tokens=body.skip_special_tokens is not False,
         stream=bool(body.stream),
         include_usage=bool(body.stream_options and body.stream_options.include_usage),

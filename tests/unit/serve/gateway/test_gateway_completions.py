@@ -335,3 +335,19 @@ async def test_a_model_that_was_added_is_served() -> None:
     unnamed = await talk.complete("a", model=None)
     assert unnamed.status_code == 400
     assert error_of(unnamed)["param"] == "model"
+
+
+@pytest.mark.parametrize("stop", [None, "ca"])
+async def test_token_ids_come_where_they_are_asked_for(stop: str | None) -> None:
+    """The same ids whole and in chunks, also of characters that are not complete; else none."""
+    prompt, count = list("aé".encode()) if stop is None else list(b"abc"), 7
+    expected = [prompt[i % len(prompt)] for i in range(count)] if stop is None else list(b"abca")
+    asked: dict[str, Any] = {"max_tokens": count, "stop": stop, "return_token_ids": True}
+    whole = (await talk_to().complete(prompt, **asked)).json()
+    events = events_of(await talk_to().complete(prompt, stream=True, **asked))
+    assert whole["choices"][0]["token_ids"] == expected
+    assert [token for one in events for token in one["choices"][0]["token_ids"]] == expected
+    chat = (await talk_to().chat("abc", max_tokens=4, return_token_ids=True)).json()
+    assert len(chat["choices"][0]["token_ids"]) == 4
+    plain = (await talk_to().complete(prompt, max_tokens=count)).json()
+    assert "token_ids" not in plain["choices"][0]
