@@ -80,7 +80,7 @@ async def runtime_of(plan: Plan, settings: LaunchSettings) -> AsyncIterator[Runt
     Raises ``InputError`` for what cannot be loaded, before anything is left behind.
     """
     eos: tuple[int, ...] = ()
-    if settings.options.executor == "torch":
+    if settings.options.executor == "torch" and not all(engine.url for engine in plan.engines):
         from penstock.serve.model import read_checkpoint  # noqa: PLC0415 - imports torch
 
         eos = read_checkpoint(plan.checkpoint).eos_token_ids

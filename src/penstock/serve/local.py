@@ -179,7 +179,10 @@ def fitted(plan: Plan, checkpoint: str | Path | None, kv_memory_bytes: float | N
     model = load_model(Path(folder))
     _check_model(plan, model, folder)
     workers = sum(
-        plan.cluster.node(stage.node).count for engine in plan.engines for stage in engine.stages
+        plan.cluster.node(stage.node).count
+        for engine in plan.engines
+        if not engine.url
+        for stage in engine.stages
     )
     each = kv_memory_bytes or KV_SHARE * machine_memory_bytes() / max(1, workers)
     engines = tuple(_capped(plan, engine, model, each) for engine in plan.engines)

@@ -5,7 +5,9 @@ client, not faults; the gateway turns each into its HTTP status.
 
 ServeError
 ├── RequestTooLong     the prompt does not fit the model or the KV memory: 400
+├── EngineRefused      another server behind an engine does not take it: 400
 ├── UnknownModel       404
+├── Conflict           a change that running requests forbid: 409
 ├── Overloaded         too many requests wait: 429 with Retry-After
 ├── Unavailable        no engine can serve now, until the deadline: 503
 └── DeadlineExceeded   the request's own deadline passed: 504
@@ -32,9 +34,19 @@ class RequestTooLong(ServeError):
     code = "context_length_exceeded"
 
 
+class EngineRefused(ServeError):
+    status = 400
+    code = "invalid_value"
+
+
 class UnknownModel(ServeError):
     status = 404
     code = "model_not_found"
+
+
+class Conflict(ServeError):
+    status = 409
+    code = "conflict"
 
 
 class Overloaded(ServeError):

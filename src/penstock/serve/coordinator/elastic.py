@@ -83,6 +83,8 @@ class Elastic:
         engine = fleet.named(_text(body, "name"))
         role = _role(body.get("role"))
         if role != engine.engine.role:
+            if engine.engine.url:
+                raise InputError(f"{engine.name} is a server of its own and keeps the role both")
             fleet.check_roles(without=engine, more=(role,))
             await fleet.change_role(engine, role, _seconds(body, "drain_s"))
         return {"name": engine.name, "role": role}

@@ -8,12 +8,13 @@ from dataclasses import replace
 from itertools import count
 
 from penstock.cost.steps import EngineShape, StepCostModel, StepTimer, stage_timers
-from penstock.errors import InputError, SpecError
+from penstock.errors import InputError
 from penstock.plan.plan import Engine, Plan, Role
 from penstock.policy import fleet as rules
 from penstock.policy.schedulers.sequence import Sequence
 from penstock.serve.coordinator.elastic import Elastic
 from penstock.serve.coordinator.engine import Attempt, Decision, EngineDriver
+from penstock.serve.coordinator.external import ExternalDriver
 from penstock.serve.coordinator.handover import Handover
 from penstock.serve.coordinator.live import Live
 from penstock.serve.coordinator.moment import together, when_settled
@@ -66,12 +67,7 @@ class Fleet:
 
     def _driver(self, engine: Engine, weight: float) -> EngineDriver:
         if engine.url:
-            raise SpecError(
-                "engines of other servers cannot be served",
-                key=f"engines.{engine.name}.url",
-                value=engine.url,
-                fix="give stages without a url",
-            )
+            return self._external(engine, weight)
         stages = tuple(
             Hop(worker_name(engine, i), stage.start_layer, stage.end_layer)
             for i, stage in enumerate(engine.stages)
@@ -100,12 +96,29 @@ class Fleet:
         shape = EngineShape(node.accelerator, node.count, len(engine.stages))
         return stage_timers(cost, shape)
 
+    def _external(self, engine: Engine, weight: float) -> EngineDriver:
+        driver = ExternalDriver(
+            len(self.engines),
+            engine,
+            weight,
+            model=self._plan.model.name,
+            checkpoint=self._plan.checkpoint,
+            clock=self._clock,
+            settled=self._settle,
+            lost=self._gone,
+        )
+        self.engines.append(driver)
+        return driver
+
     async def start(self) -> None:
         """Start all workers. Raises ``InputError`` for the first one that cannot be built."""
         await together(self._start(engine) for engine in self.engines)
 
     async def _start(self, engine: EngineDriver) -> None:
         """Start the workers of an engine. Raises ``InputError`` where one is missing at the end."""
+        if isinstance(engine, ExternalDriver):
+            await engine.open()
+            return
         specs = [self._spec(engine, i) for i in range(len(engine.stages))]
         self._lost.pop(engine.name, None)
         await together(self._pool.start(spec) for spec in specs)
@@ -246,6 +259,10 @@ class Fleet:
 
     def _step_done(self, engine: EngineDriver, message: StepDone) -> None:
         engine.receive(message)
+        self._settle(engine)
+
+    def _settle(self, engine: EngineDriver) -> None:
+        """Book what an engine has done."""
         ended, engine.ended = engine.ended, []
         handed, engine.handed = engine.handed, []
         for attempt in handed:
@@ -263,9 +280,12 @@ class Fleet:
         if engine is not None and not engine.alive:
             self._lost[engine.name] = why
         elif engine is not None:
-            self._lose(engine)
-            if self._options.restart:
-                self._spawn(self._revive(engine))
+            self._gone(engine)
+
+    def _gone(self, engine: EngineDriver) -> None:
+        self._lose(engine)
+        if self._options.restart:
+            self._spawn(self._revive(engine))
 
     def _lose(self, engine: EngineDriver) -> None:
         engine.alive = False
@@ -303,6 +323,8 @@ class Fleet:
         self._handover.retry()
 
     async def _stop(self, engine: EngineDriver) -> None:
+        if isinstance(engine, ExternalDriver):
+            await engine.close()
         await together(self._pool.stop(hop.worker) for hop in engine.stages)
 
     def _retry_homeless(self) -> None:
@@ -426,6 +448,7 @@ class Fleet:
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await together(e.close() for e in self.engines if isinstance(e, ExternalDriver))
         for timer in self._homeless.values():
             timer.cancel()
         lives = [*self._homeless, *(attempt.live for attempt in self._attempts.values())]

@@ -162,6 +162,13 @@ class Live:
         if self.last_token_s != self.last_token_s:
             self.first_token_s = self.last_token_s = now
 
+    def finish(self, reason: FinishReason, now: float, stop_token: int | None = None) -> None:
+        """End where another server says that it has."""
+        if not self.ended:
+            self.stop_token = stop_token
+            self._end(reason, now)
+            self._wake()
+
     def fail(self, error: ServeError) -> None:
         """End with an answer that is not tokens."""
         if not self.ended:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from typing import Any
 
 import pytest
 from runtime_rig import Rig, fleet_plan, run
 
-from penstock.errors import InputError, SpecError
+from penstock.errors import InputError
 
 APART = ("prefill", "decode", "decode")
 
@@ -174,15 +173,3 @@ def test_changes_and_losses_together_lose_no_request() -> None:
 
     plan = fleet_plan(("prefill", "prefill", "decode", "decode"), stages=2, caching=True)
     assert len(run(plan, body).outputs) == 60
-
-
-def test_an_engine_of_another_server_is_refused_not_ignored() -> None:
-    """Its url is named: no worker of ours stands in for it in silence."""
-    plan = fleet_plan(("both",))
-    elsewhere = replace(plan, engines=(replace(plan.engines[0], url="http://there:8000"),))
-
-    async def body(rig: Rig) -> None:
-        raise AssertionError("it started")
-
-    with pytest.raises(SpecError, match=r"engines\.e0\.url"):
-        run(elsewhere, body)
