@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from penstock.plan.plan import Engine, Leg, Plan, Stage
+from penstock.plan.plan import Engine, Leg, Plan, Routing, Stage
 from penstock.plan.reading import plan_from_dict
 from penstock.storage import write_text
 
@@ -27,6 +27,8 @@ _ENDLESS = 2**30
 
 __all__ = [
     "format_plan",
+    "format_rows",
+    "plan_body_to_dict",
     "plan_from_dict",
     "plan_summary",
     "plan_to_dict",
@@ -42,6 +44,16 @@ def plan_to_dict(plan: Plan) -> dict[str, object]:
 
     return {
         "penstock_plan": VERSION,
+        **plan_body_to_dict(plan),
+        "cluster": cluster_to_dict(plan.cluster),
+        "model": model_to_dict(plan.model),
+        "cost": dict(plan.cost),
+    }
+
+
+def plan_body_to_dict(plan: Plan) -> dict[str, object]:
+    """``plan`` without what it was made for: cluster, model and cost."""
+    return {
         "written_by": plan.version,
         "planner": plan.planner,
         "objective": plan.objective,
@@ -53,21 +65,23 @@ def plan_to_dict(plan: Plan) -> dict[str, object]:
         "proved_optimal": plan.proved_optimal,
         "seed": plan.seed,
         "admission": plan.admission,
-        "routing": {
-            "router": plan.routing.router,
-            "kv_high_water_mark": plan.routing.kv_high_water_mark,
-            "expected_output_tokens": plan.routing.expected_output_tokens,
-            "min_flow_share": plan.routing.min_flow_share,
-            **_changed(plan.routing, "engine_router", "decode_router"),
-        },
+        "routing": routing_to_dict(plan.routing),
         **_serving(plan),
         "reasons": list(plan.reasons),
         "unused": [{"node": entry.node, "reason": entry.reason} for entry in plan.unused],
         "engines": [_engine_row(engine) for engine in plan.engines],
         "legs": [_leg_row(leg) for leg in plan.legs],
-        "cluster": cluster_to_dict(plan.cluster),
-        "model": model_to_dict(plan.model),
-        "cost": dict(plan.cost),
+    }
+
+
+def routing_to_dict(routing: Routing) -> dict[str, object]:
+    """Plain data for ``routing``; routers among whole engines only where they are not default."""
+    return {
+        "router": routing.router,
+        "kv_high_water_mark": routing.kv_high_water_mark,
+        "expected_output_tokens": routing.expected_output_tokens,
+        "min_flow_share": routing.min_flow_share,
+        **_changed(routing, "engine_router", "decode_router"),
     }
 
 
@@ -125,15 +139,21 @@ _NOTES = {
     "legs": "[from, to, planned flow in tokens/s, capacity in tokens/s]",
     "cluster": "what the plan was made for",
 }
-_ROWS = ("reasons", "unused", "engines", "legs")
+_ROWS = ("reasons", "unused", "unplaced", "parts", "engines", "legs")
 
 
 def format_plan(plan: Plan) -> str:
     """The document of ``plan``: the same plan gives the same bytes."""
-    parts = [f"# {line}\n" for line in _headline(plan)]
-    for key, value in plan_to_dict(plan).items():
-        if key in _NOTES:
-            parts.append(f"# {_NOTES[key]}\n")
+    head = "".join(f"# {line}\n" for line in _headline(plan))
+    return head + format_rows(plan_to_dict(plan), _NOTES)
+
+
+def format_rows(data: Mapping[str, object], notes: Mapping[str, str]) -> str:
+    """YAML of ``data``: engines, legs and the like one a line, ``notes`` before their keys."""
+    parts = []
+    for key, value in data.items():
+        if key in notes:
+            parts.append(f"# {notes[key]}\n")
         if key in _ROWS and isinstance(value, list) and value:
             parts.append(f"{key}:\n")
             line = _leg_lines() if key == "legs" else _one_line

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar, cast, get_args
+from collections.abc import Mapping, Sequence
+from typing import cast, get_args
 
 from penstock.cost.base import BatchLimits
 from penstock.errors import SpecError
+from penstock.plan.fields import (
+    Fields,
+    nested,
+    rows_of,
+    to_list,
+    to_name,
+    to_number,
+    to_settings,
+    to_text,
+    to_whole,
+)
 from penstock.plan.plan import (
     AdmissionName,
     Engine,
@@ -23,7 +33,6 @@ from penstock.plan.plan import (
 from penstock.plan.planner import Objective
 from penstock.plan.settings import HandoffSettings, SchedulerSettings, SpeculationSettings
 from penstock.spec.cluster import COORDINATOR, Cluster
-from penstock.spec.files import is_finite_number
 from penstock.spec.model import ModelSpec
 from penstock.spec.names import did_you_mean
 
@@ -77,7 +86,6 @@ _OPTIONAL = (
     "handoff",
     "checkpoint",
 )
-_Item = TypeVar("_Item")
 
 
 def plan_from_dict(data: Mapping[str, object], *, source: str = "plan") -> Plan:
@@ -95,6 +103,8 @@ def plan_from_dict(data: Mapping[str, object], *, source: str = "plan") -> Plan:
 def _plan(data: Mapping[str, object]) -> Plan:
     version = data.get("penstock_plan")
     if version != VERSION:
+        if "penstock_pool" in data:
+            raise SpecError("this is a plan of many models, and one of one model is needed here")
         if version is None:
             raise SpecError(
                 "this is not a Penstock plan (no key penstock_plan)",
@@ -106,14 +116,19 @@ def _plan(data: Mapping[str, object]) -> Plan:
             value=version,
             fix="plan again with this version",
         )
-    fields = _Fields("", data, _KEYS, _OPTIONAL)
+    fields = Fields("", data, _KEYS, _OPTIONAL)
     from penstock.spec.cluster_file import cluster_from_dict  # noqa: PLC0415 - heavy
     from penstock.spec.model_file import model_from_dict  # noqa: PLC0415 - heavy
 
-    cluster = _nested("cluster", cluster_from_dict, fields.mapping("cluster"))
-    model = _nested("model", model_from_dict, fields.mapping("model"))
-    engines = _rows(fields, "engines", _engine)
-    legs = _rows(fields, "legs", _leg)
+    cluster = nested("cluster", cluster_from_dict, fields.mapping("cluster"))
+    model = nested("model", model_from_dict, fields.mapping("model"))
+    return plan_body(fields, cluster, model)
+
+
+def plan_body(fields: Fields, cluster: Cluster, model: ModelSpec) -> Plan:
+    """The plan of ``fields`` on ``cluster``, whose own keys they need not hold."""
+    engines = rows_of(fields, "engines", _engine)
+    legs = rows_of(fields, "legs", _leg)
     _check_engines(engines, cluster, model)
     _check_legs(legs, engines, cluster, model.num_hidden_layers)
     return Plan(
@@ -131,126 +146,23 @@ def _plan(data: Mapping[str, object]) -> Plan:
         proved_optimal=fields.truth("proved_optimal"),
         routing=_routing(fields.mapping("routing")),
         admission=cast(AdmissionName, fields.one_of("admission", get_args(AdmissionName))),
-        unused=_rows(fields, "unused", _unused),
-        reasons=_rows(fields, "reasons", _reason),
+        unused=rows_of(fields, "unused", _unused),
+        reasons=rows_of(fields, "reasons", to_text),
         seed=fields.whole("seed"),
         cost=fields.mapping("cost"),
         version=fields.text("written_by", ""),
-        handoff=_settings("handoff", HandoffSettings, data.get("handoff", {})),
+        handoff=to_settings("handoff", HandoffSettings, fields.data.get("handoff", {})),
         checkpoint=fields.text("checkpoint", ""),
     )
 
 
-class _Fields:
-    """The keys of one mapping, checked as they are taken."""
-
-    def __init__(
-        self, place: str, data: object, known: Sequence[str], optional: Sequence[str] = ()
-    ) -> None:
-        if not isinstance(data, Mapping):
-            raise SpecError("must be a mapping of `key: value`", key=place, value=data)
-        self.place, self.data = place, data
-        for key in data:
-            if key not in known:
-                raise SpecError(
-                    "unknown key", key=self.key(str(key)), fix=did_you_mean(str(key), known)
-                )
-        for key in known:
-            if key not in data and key not in optional:
-                raise SpecError("key is missing", key=self.key(key), fix=f"add {key}: ...")
-
-    def key(self, name: str) -> str:
-        return f"{self.place}.{name}" if self.place else name
-
-    def fail(self, name: str, problem: str, fix: str | None = None) -> SpecError:
-        return SpecError(problem, key=self.key(name), value=self.data.get(name), fix=fix)
-
-    def text(self, name: str, default: str | None = None) -> str:
-        value = self.data.get(name, default)
-        if not isinstance(value, str):
-            raise self.fail(name, "must be text", "put it in quotes")
-        return value
-
-    def truth(self, name: str) -> bool:
-        value = self.data[name]
-        if not isinstance(value, bool):
-            raise self.fail(name, "must be true or false")
-        return value
-
-    def number(self, name: str) -> float:
-        return _number(self.key(name), self.data[name])
-
-    def number_or_none(self, name: str) -> float | None:
-        return None if self.data.get(name) is None else self.number(name)
-
-    def whole(self, name: str) -> int:
-        return _whole(self.key(name), self.data[name])
-
-    def mapping(self, name: str) -> Mapping[str, object]:
-        value = self.data[name]
-        if not isinstance(value, Mapping):
-            raise self.fail(name, "must be a mapping of `key: value`")
-        return value
-
-    def rows(self, name: str) -> Sequence[object]:
-        value = self.data.get(name, [])
-        if not isinstance(value, list):
-            raise self.fail(name, "must be a list")
-        return value
-
-    def one_of(self, name: str, known: Sequence[str]) -> str:
-        value = self.text(name)
-        if value not in known:
-            raise self.fail(name, "unknown value", did_you_mean(value, known))
-        return value
-
-
-def _number(key: str, value: object) -> float:
-    if not is_finite_number(value):
-        raise SpecError("must be a finite number", key=key, value=value)
-    number = float(cast(float, value))
-    if number < 0:
-        raise SpecError("must be 0 or more", key=key, value=value)
-    return number
-
-
-def _whole(key: str, value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise SpecError("must be a whole number, 0 or more", key=key, value=value)
-    return value
-
-
-def _nested(key: str, convert: Callable[[Mapping[str, object]], _Item], data: object) -> _Item:
-    try:
-        return convert(cast(Mapping[str, object], data))
-    except SpecError as error:
-        joined = f"{key}.{error.key}" if error.key else key
-        raise SpecError(error.problem, key=joined, value=error.value, fix=error.fix) from None
-
-
-def _rows(fields: _Fields, name: str, convert: Callable[[str, object], _Item]) -> tuple[_Item, ...]:
-    return tuple(convert(f"{name}[{i}]", row) for i, row in enumerate(fields.rows(name)))
-
-
-def _list(place: str, row: object, what: Sequence[str]) -> list[object]:
-    if not isinstance(row, list) or len(row) != len(what):
-        raise SpecError(f"must be [{', '.join(what)}]", key=place, value=row)
-    return row
-
-
-def _name(place: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise SpecError("must be a name", key=place, value=value, fix="put it in quotes")
-    return value
-
-
 def _engine(place: str, row: object) -> Engine:
-    fields = _Fields(place, row, _ENGINE_KEYS, _ENGINE_EXTRAS)
+    fields = Fields(place, row, _ENGINE_KEYS, _ENGINE_EXTRAS)
     stages = []
     for i, raw in enumerate(fields.rows("stages")):
         key = f"{place}.stages[{i}]"
-        node, start, end = _list(key, raw, ("node", "first layer", "layer after the last"))
-        stages.append(Stage(_name(key, node), _whole(key, start), _whole(key, end)))
+        node, start, end = to_list(key, raw, ("node", "first layer", "layer after the last"))
+        stages.append(Stage(to_name(key, node), to_whole(key, start), to_whole(key, end)))
     if not stages:
         raise fields.fail("stages", "an engine needs a stage")
     role = fields.one_of("role", get_args(Role)) if "role" in fields.data else "both"
@@ -259,9 +171,9 @@ def _engine(place: str, row: object) -> Engine:
     data = fields.data
     scheduler = speculation = None
     if "scheduler" in data:
-        scheduler = _settings(f"{place}.scheduler", SchedulerSettings, data["scheduler"])
+        scheduler = to_settings(f"{place}.scheduler", SchedulerSettings, data["scheduler"])
     if "speculation" in data:
-        speculation = _settings(f"{place}.speculation", SpeculationSettings, data["speculation"])
+        speculation = to_settings(f"{place}.speculation", SpeculationSettings, data["speculation"])
     return Engine(
         fields.text("name"),
         tuple(stages),
@@ -274,58 +186,20 @@ def _engine(place: str, row: object) -> Engine:
     )
 
 
-def _settings(place: str, kind: type[_Item], data: object) -> _Item:
-    """A dataclass of settings from its keys; each value must have the type of its default."""
-    known = {field.name: field for field in dataclasses.fields(cast(Any, kind))}
-    checked = _Fields(place, data, tuple(known), tuple(known))
-    for name, value in checked.data.items():
-        allowed = [part.strip() for part in str(known[name].type).split("|")]
-        if not any(_KINDS.get(part, _is_text)(value) for part in allowed):
-            raise checked.fail(name, f"must be {' or '.join(map(_kind_name, allowed))}")
-    try:
-        return kind(**checked.data)
-    except SpecError as error:
-        last = (error.key or "").rpartition(".")[2]
-        raise SpecError(
-            error.problem, key=checked.key(last), value=error.value, fix=error.fix
-        ) from None
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-_KINDS: Mapping[str, Callable[[object], bool]] = {
-    "int": lambda value: isinstance(value, int) and not isinstance(value, bool),
-    "float": lambda value: isinstance(value, (int, float)) and not isinstance(value, bool),
-    "bool": lambda value: isinstance(value, bool),
-    "None": lambda value: value is None,
-}
-_KIND_NAMES = {"int": "a whole number", "float": "a number", "bool": "true or false"}
-
-
-def _kind_name(kind: str) -> str:
-    return _KIND_NAMES.get(kind, "empty" if kind == "None" else "text")
-
-
 def _leg(place: str, row: object) -> Leg:
-    src, dst, flow, capacity = _list(place, row, ("from", "to", "flow", "capacity"))
-    return Leg(_name(place, src), _name(place, dst), _number(place, flow), _number(place, capacity))
+    src, dst, flow, capacity = to_list(place, row, ("from", "to", "flow", "capacity"))
+    return Leg(
+        to_name(place, src), to_name(place, dst), to_number(place, flow), to_number(place, capacity)
+    )
 
 
 def _unused(place: str, row: object) -> Unused:
-    fields = _Fields(place, row, ("node", "reason"))
+    fields = Fields(place, row, ("node", "reason"))
     return Unused(fields.text("node"), fields.text("reason"))
 
 
-def _reason(place: str, row: object) -> str:
-    if not isinstance(row, str):
-        raise SpecError("must be text", key=place, value=row)
-    return row
-
-
 def _routing(data: Mapping[str, object]) -> Routing:
-    fields = _Fields("routing", data, _ROUTING_KEYS, _ENGINE_ROUTERS)
+    fields = Fields("routing", data, _ROUTING_KEYS, _ENGINE_ROUTERS)
 
     def share(name: str) -> float:
         value = fields.number(name)

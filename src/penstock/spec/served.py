@@ -54,3 +54,19 @@ def in_precision(model: ModelSpec, precision: Precision) -> ModelSpec:
     computed: Dtype = dtype if dtype in ("fp32", "fp16", "bf16") else model.dtype
     kv: Dtype | None = "int8" if precision.int8_kv else None
     return replace(model, dtype=computed, weight_dtype=dtype, kv_dtype=kv)
+
+
+def parse_precision(text: str) -> Precision:
+    """The precision that ``str(Precision)`` writes: ``float16``, ``int4``, ``int8+kv8`` ...
+
+    Raises ``SpecError`` for an unknown one.
+    """
+    weights, plus, cache = text.partition("+")
+    if weights not in WEIGHT_DTYPES or (plus and cache != "kv8"):
+        raise SpecError(
+            "unknown precision",
+            key="precision",
+            value=text,
+            fix=f"use one of {', '.join(WEIGHT_DTYPES)}, with +kv8 for int8 KV values",
+        )
+    return Precision(weights, bool(plus))
