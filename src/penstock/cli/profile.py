@@ -11,12 +11,16 @@ import typer
 from penstock.cli.common import Format, check_writable, note, print_json, progress_line
 
 if TYPE_CHECKING:
+    from penstock.cost.fingerprint_file import FingerprintFile
     from penstock.cost.step_table import StepTableFile
     from penstock.plan.plan import Plan
 
 
 def profile(
-    model: Path = typer.Option(..., "--model", help="Folder of the checkpoint."),
+    model: Path | None = typer.Option(None, "--model", help="Folder of the checkpoint."),
+    fingerprint: Path | None = typer.Option(
+        None, "--fingerprint", help="Measure only the first layers of the checkpoint in here."
+    ),
     output: Path = typer.Option(Path("profile.yaml"), "--output", "-o", help="Write it here."),
     pipeline: int = typer.Option(
         1, "--stages", "--pipeline-parallel-size", "--pp", help="Stages of the engine."
@@ -34,19 +38,30 @@ def profile(
     """Measure an engine on this machine: steps, host overhead, links, KV capacity.
 
     Starts a server of its own. Use the file with 'penstock simulate PLAN --profile FILE'.
+    With --fingerprint, one and two layers tell the whole model; --dtype may then be a list.
 
     Example: penstock profile --model models/tiny -o profile.yaml
     """
     from penstock.cli.serve import need_extra
-    from penstock.errors import SpecError
+    from penstock.errors import InputError, SpecError
+
+    check_writable(output)
+    counts = {"--stages": pipeline, "--tp": tensor, "--repeat": repeat, "--threads": threads}
+    for flag, value in counts.items():
+        if value < 1:
+            raise SpecError("must be at least 1", key=flag, value=value)
+    if (model is None) == (fingerprint is None):
+        raise InputError("give the checkpoint with --model, or with --fingerprint for its cuts")
+    need_extra()
+    if fingerprint is not None:
+        _check_alone(pipeline, tensor, kv_memory, device)
+        _profile_cuts(fingerprint, output, (dtype, repeat, threads), output_format)
+        return
+    assert model is not None
+
     from penstock.serve.local import LocalShape, local_plan
     from penstock.spec.units import parse_bytes
 
-    check_writable(output)
-    for value, flag in ((pipeline, "--stages"), (tensor, "--tp"), (repeat, "--repeat")):
-        if value < 1:
-            raise SpecError("must be at least 1", key=flag, value=value)
-    need_extra()
     memory = None if kv_memory is None else parse_bytes(kv_memory)
     plan = local_plan(model, LocalShape(1, pipeline, tensor), kv_memory_bytes=memory)
     found = _measure(plan, repeat, dtype, device, threads)
@@ -56,6 +71,70 @@ def profile(
     write_profile(found, output)
     show_profile(found, output_format)
     note(f"wrote {output}")
+
+
+def _check_alone(pipeline: int, tensor: int, kv_memory: str | None, device: str) -> None:
+    """Refuse flags that say nothing of cuts, which are measured on one and two workers."""
+    from penstock.errors import SpecError
+
+    given = {"--stages": pipeline != 1, "--tp": tensor != 1, "--kv-memory": kv_memory is not None}
+    for flag, is_given in given.items():
+        if is_given:
+            raise SpecError("says nothing of a fingerprint", key=flag, fix="leave it out")
+    if device != "cpu":
+        raise SpecError(
+            "fingerprints are measured on CPUs only", key="--device", value=device, fix="use cpu"
+        )
+
+
+def _profile_cuts(
+    folder: Path, output: Path, how: tuple[str, int, int], output_format: Format
+) -> None:
+    from penstock.cost.fingerprint_file import write_fingerprint
+    from penstock.plan.planner import Progress
+    from penstock.profile.fingerprint import FingerprintSettings, fingerprint
+
+    dtype, repeat, threads = how
+    dtypes = () if dtype == "auto" else tuple(dict.fromkeys(dtype.replace(" ", "").split(",")))
+    settings = FingerprintSettings(dtypes, repeat=repeat, threads=threads)
+    with progress_line() as progress:
+
+        def report(text: str, share: float) -> None:
+            progress(Progress(text, fraction=share))
+
+        found = asyncio.run(fingerprint(folder, settings, report))
+    write_fingerprint(found, output)
+    show_fingerprint(found, output_format)
+    note(f"wrote {output}")
+
+
+def show_fingerprint(found: FingerprintFile, output_format: Format) -> None:
+    """Print a fingerprint: what a layer and all else take, and everything as JSON."""
+    if output_format is Format.json:
+        print_json(found.model_dump(exclude_none=True))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    from penstock.cost.fingerprint_times import fit_times
+
+    table = Table(title=f"{found.model} on {found.machine.name}", title_justify="left")
+    for column in ("dtype", "ranks", "sequences", "layer, ms", "all else, ms"):
+        table.add_column(column, justify="left" if column == "dtype" else "right")
+    for dtype, tp in dict.fromkeys((run.dtype, run.tp) for run in found.runs):
+        times = fit_times(found, dtype, tp)
+        for size, layer_s, rest_s in zip(times.batches, times.layer_s, times.rest_s, strict=True):
+            row = (dtype, str(tp), str(size), f"{layer_s * 1e3:.3f}", f"{rest_s * 1e3:.3f}")
+            table.add_row(*row)
+        table.add_section()
+    console = Console()
+    console.print(table)
+    console.print(
+        f"decode steps by batch size; {found.shape.layers} layers in all; {len(found.runs)} runs"
+    )
+    if found.server is not None:
+        step, request = found.server.step * 1e3, found.server.request * 1e3
+        console.print(f"server: {step:.2f} ms a step, {request:.2f} ms a request")
 
 
 def _measure(plan: Plan, repeat: int, dtype: str, device: str, threads: int) -> StepTableFile:

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from penstock.cost.base import Provenance, Source
 from penstock.cost.distserve_host import DistServeHostCost
+from penstock.cost.fingerprint_steps import FingerprintStepCost
 from penstock.cost.linear import (
     DecodeLine,
     DistServeCost,
@@ -37,6 +38,12 @@ class _Roofline(Strict):
 
 
 class _Table(Strict):
+    kind: str
+    path: str
+    digest: str | None = None
+
+
+class _Fingerprint(Strict):
     kind: str
     path: str
     digest: str | None = None
@@ -80,9 +87,9 @@ class _DistServe(Strict):
 def step_cost_from_dict(document: Mapping[str, object], model: ModelSpec) -> StepCostModel:
     """Rebuild the step cost model of ``StepCostModel.to_dict``.
 
-    Kinds: ``step-roofline``, ``step-table``, ``operator-tables``, ``linear``, ``distserve`` and
-    ``distserve-host``. Raises ``SpecError`` for another kind, unknown keys, values of a wrong
-    type, and files that are gone or differ from the ``digest`` in the document.
+    Kinds: ``step-roofline``, ``step-table``, ``fingerprint``, ``operator-tables``, ``linear``,
+    ``distserve`` and ``distserve-host``. Raises ``SpecError`` for another kind, unknown keys,
+    values of a wrong type, and files that are gone or differ from the ``digest`` in the document.
     """
     kind = document.get("kind")
     if kind is None:
@@ -143,6 +150,13 @@ def _table(document: Mapping[str, object], model: ModelSpec) -> StepTable:
     return cost
 
 
+def _fingerprint(document: Mapping[str, object], model: ModelSpec) -> FingerprintStepCost:
+    read = _read(_Fingerprint, document)
+    cost = FingerprintStepCost(model, read.path)
+    _check_digest(cost.digest, read.digest, read.path)
+    return cost
+
+
 def _operators(document: Mapping[str, object], model: ModelSpec) -> OperatorTableCost:
     read = _read(_Operators, document)
     cost = OperatorTableCost(
@@ -188,6 +202,7 @@ def _distserve_host(document: Mapping[str, object], model: ModelSpec) -> DistSer
 _BUILD: Mapping[str, Callable[[Mapping[str, object], ModelSpec], StepCostModel]] = {
     "step-roofline": _roofline,
     "step-table": _table,
+    "fingerprint": _fingerprint,
     "operator-tables": _operators,
     "linear": _linear,
     "distserve": _distserve,

@@ -16,7 +16,7 @@ from penstock.cost.steps import (
 )
 from penstock.sim.engines.fleet import EngineSpec
 
-_COUNT_HAND_OVER = ("step-roofline", "step-table", "operator-tables")
+_COUNT_HAND_OVER = ("step-roofline", "step-table", "fingerprint", "operator-tables")
 """Cost models that count the hand-over between stages of one machine themselves."""
 
 

@@ -1,0 +1,181 @@
+"""Batches from start to end on workers of this machine, timed step by step.
+
+Runners that are compared are measured in turns, so that a busy moment of the machine does not
+fall on one of them; of many equal steps the quick ones count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from penstock.profile.workers import Post, workers
+from penstock.serve.pool import WorkerSpec
+from penstock.serve.wire import Begin, Free, Hop, Item, Sampling, Step, StepDone
+from penstock.spec.load import load_model
+
+OUTPUTS = (10, 20)
+_PAGE = 16
+_QUICK = 0.1
+"""Quantile of equal steps that counts: others may use the machine at the same time."""
+_GREEDY = Sampling(0.0, 1.0, 0, 0.0, 0.0, 0.0, 1.0, 0, None, 0, (), 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """``size`` prompts of ``prompt_tokens`` each, all at once."""
+
+    size: int
+    prompt_tokens: int
+
+    @property
+    def tokens(self) -> int:
+        return self.size * self.prompt_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """A checkpoint on ``pp`` workers of ``tp`` ranks, with KV memory for ``kv_tokens``."""
+
+    name: str
+    checkpoint: Path
+    layers: int
+    tp: int
+    pp: int
+    dtype: str
+    kv_tokens: int
+    threads: int = 1
+
+    @property
+    def hops(self) -> tuple[Hop, ...]:
+        cuts = [self.layers * i // self.pp for i in range(self.pp + 1)]
+        return tuple(Hop(f"{self.name}.{i}", cuts[i], cuts[i + 1]) for i in range(self.pp))
+
+    def specs(self) -> list[WorkerSpec]:
+        model = load_model(self.checkpoint)
+        return [
+            WorkerSpec(
+                name=hop.worker,
+                node="here",
+                checkpoint=str(self.checkpoint),
+                start_layer=hop.start_layer,
+                end_layer=hop.end_layer,
+                num_layers=self.layers,
+                num_pages=(hop.end_layer - hop.start_layer) * (-(-self.kv_tokens // _PAGE)),
+                page_size=_PAGE,
+                tensor_parallel_size=self.tp,
+                dtype=self.dtype,
+                threads=self.threads,
+                kv_bytes_per_token_per_layer=model.kv_bytes_per_token_per_layer,
+            )
+            for hop in self.hops
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds until first tokens, and of a decode step; resident bytes after the first run."""
+
+    prefill_s: float
+    decode_s: float
+    memory_bytes: int
+
+    def latency_s(self, output_tokens: int) -> float:
+        return self.prefill_s + (output_tokens - 1) * self.decode_s
+
+
+def kv_tokens(batches: Sequence[Batch], output_tokens: int = max(OUTPUTS)) -> int:
+    """KV memory for the largest of ``batches``, in whole pages for each sequence."""
+    return max(b.size * (-(-(b.prompt_tokens + output_tokens) // _PAGE) * _PAGE) for b in batches)
+
+
+async def measure(
+    runners: Sequence[Runner],
+    batches: Sequence[Batch],
+    repeat: int,
+    report: Callable[[Batch], None] = lambda _batch: None,
+) -> dict[tuple[Runner, Batch], Timing]:
+    """Run every batch on every runner ``repeat`` times, in turns, smallest batches first.
+
+    Raises ``InputError`` where a worker does not start or ends.
+    """
+    found: dict[tuple[Runner, Batch], Timing] = {}
+    async with workers(*(spec for runner in runners for spec in runner.specs())) as post:
+        smallest = min(batches, key=lambda b: b.tokens)
+        for runner in runners:
+            for _ in range(3):
+                await _steps_s(post, runner, smallest)
+        for batch in sorted(batches, key=lambda b: (b.tokens, b.size)):
+            report(batch)
+            seen: dict[Runner, list[list[float]]] = {runner: [] for runner in runners}
+            memory: dict[Runner, int] = {}
+            for _ in range(repeat):
+                for runner in runners:
+                    seen[runner].append(await _steps_s(post, runner, batch))
+                    if runner not in memory:
+                        memory[runner] = sum(post.resident_bytes(h.worker) for h in runner.hops)
+            for runner, rounds in seen.items():
+                first = [one[0] for one in rounds]
+                rest = [seconds for one in rounds for seconds in one[1:]]
+                found[runner, batch] = Timing(quick(first), quick(rest), memory[runner])
+    return found
+
+
+async def measure_chunks(
+    runners: Sequence[Runner], chunks: Sequence[tuple[int, int]], repeat: int
+) -> dict[tuple[Runner, tuple[int, int]], float]:
+    """Seconds of chunks: (tokens, tokens of the same prompt that came before)."""
+    found: dict[tuple[Runner, tuple[int, int]], float] = {}
+    async with workers(*(spec for runner in runners for spec in runner.specs())) as post:
+        for chunk in chunks:
+            seen: dict[Runner, list[float]] = {runner: [] for runner in runners}
+            for _ in range(repeat):
+                for runner in runners:
+                    seen[runner].append(await _chunk_s(post, runner, chunk))
+            found.update(((runner, chunk), quick(times)) for runner, times in seen.items())
+    return found
+
+
+def quick(seconds: Sequence[float]) -> float:
+    """What a step takes on an idle machine, from steps on one that is not always idle."""
+    return float(np.quantile(np.asarray(seconds), _QUICK))
+
+
+async def _steps_s(
+    post: Post, runner: Runner, batch: Batch, output_tokens: int = max(OUTPUTS)
+) -> list[float]:
+    """Seconds of the step of all prompts and of every decode step after it."""
+    hops, seqs = runner.hops, range(1, batch.size + 1)
+    begin = tuple(Begin(seq, _GREEDY) for seq in seqs)
+    prompt = _prompt(batch.prompt_tokens)
+    items = tuple(Item(seq, 0, prompt, True, True) for seq in seqs)
+    times = []
+    for number in range(output_tokens):
+        step = Step(number + 1, items, begin if number == 0 else (), hops)
+        done, seconds = await post.answer(hops[0].worker, step, StepDone)
+        times.append(seconds)
+        context = batch.prompt_tokens + number
+        items = tuple(Item(one.seq, context, one.tokens, True) for one in done.drawn)
+    post.tell(hops[0].worker, Step(0, (), tuple(Free(seq) for seq in seqs), hops))
+    return times
+
+
+async def _chunk_s(post: Post, runner: Runner, chunk: tuple[int, int]) -> float:
+    """Seconds of the second chunk of a prompt of two."""
+    (tokens, cached), hops = chunk, runner.hops
+    prompt = _prompt(cached + tokens)
+    for number, (start, end) in enumerate(((0, cached), (cached, cached + tokens)), start=1):
+        commands = (Begin(1, _GREEDY),) if start == 0 else ()
+        item = Item(1, start, prompt[start:end], start > 0, True)
+        step = Step(number, (item,), commands, hops)
+        _, seconds = await post.answer(hops[0].worker, step, StepDone)
+    post.tell(hops[0].worker, Step(0, (), (Free(1),), hops))
+    return seconds
+
+
+def _prompt(tokens: int) -> tuple[int, ...]:
+    """Token numbers that every vocabulary has."""
+    return tuple(5 + i % 64 for i in range(tokens))
