@@ -40,7 +40,9 @@ def step_rows(maveriq: Path) -> list[Row]:
         rows += _errors(f"batches 8 to 64 of {name}, from the other model", errors)
     study = list(_study(maveriq, tables))
     rows += _errors("batches 8 to 64 of llama-2-7b int4 TP2 PP4, held out", study)
-    rows += _errors("logged seconds of MaverIQ's requests, held out", list(_logged(maveriq, tables)))
+    rows += _errors(
+        "logged seconds of MaverIQ's requests, held out", list(_logged(maveriq, tables))
+    )
     return rows
 
 

@@ -1,0 +1,1 @@
+"""AlpaServe, MaverIQ and Accelerate as planners of pools (``plan.pool_question.PoolPlanner``)."""
