@@ -33,8 +33,8 @@ from penstock.plan.pool_question import PoolPlanner, PoolQuestion
 from penstock.plan.published.accelerate import AcceleratePlanner
 from penstock.plan.published.alpaserve import AlpaServePlanner, pool_problem
 from penstock.plan.published.asked import Asked
-from penstock.plan.published.equal_gpus import equal_machines
 from penstock.plan.published.by_name import PUBLISHED, published_planner
+from penstock.plan.published.equal_gpus import equal_machines
 from penstock.plan.published.maveriq import MaverIQPlanner, deployments
 from penstock.spec.intent import INTENTS
 from penstock.spec.served import in_precision
