@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from penstock.cost.steps import StepTimer
 from penstock.plan.plan import Engine
@@ -13,6 +13,7 @@ from penstock.policy.fleet import EngineView, engine_scheduler
 from penstock.policy.schedulers.base import Scheduler
 from penstock.policy.schedulers.sequence import Batch
 from penstock.policy.schedulers.sequence import Sequence as Served
+from penstock.policy.sharing import Urgency
 from penstock.serve.coordinator.live import Live
 from penstock.serve.protocol import EngineStatus
 from penstock.serve.wire import (
@@ -39,6 +40,14 @@ class Attempt:
     seq: Served
     begun: bool = False
     cancelled: bool = False
+
+
+class TurnTaking(Protocol):
+    """Engines on the same nodes, whose steps go in turn (``serve/many/turns.py``)."""
+
+    def pump(self) -> None:
+        """Send off as many of their steps as the nodes take."""
+        ...
 
 
 class Flight(NamedTuple):
@@ -88,6 +97,8 @@ class EngineDriver(EngineView):
         self.stages = stages
         self.alive = False
         self.draining = False
+        self.turns: TurnTaking | None = None
+        self.urgency: Urgency | None = None
         self.attempts: dict[int, Attempt] = {}
         self.handed: list[Attempt] = []
         self.ended: list[Live] = []
@@ -122,8 +133,9 @@ class EngineDriver(EngineView):
         return not self._flight and not self.attempts
 
     @property
-    def in_flight(self) -> bool:
-        return bool(self._flight)
+    def in_flight(self) -> int:
+        """Steps on their way."""
+        return len(self._flight)
 
     def fits(self, seq: Served) -> bool:
         """Whether the empty engine could serve ``seq``."""
@@ -137,6 +149,9 @@ class EngineDriver(EngineView):
         self._flight.clear()
         self._commands.clear()
         self._pieces.clear()
+        if self.urgency is not None:
+            for attempt in self.attempts.values():
+                self.urgency.end(attempt.seq)
         self.attempts.clear()
         self.handed.clear()
 
@@ -153,6 +168,8 @@ class EngineDriver(EngineView):
         attempt.live.place = self.name
         self.attempts[attempt.seq.row] = attempt
         self.scheduler.add(attempt.seq)
+        if self.urgency is not None:
+            self.urgency.add(attempt.seq)
 
     def cancel(self, row: int) -> None:
         """Free what a request holds, at once or when the step it is in has ended."""
@@ -164,23 +181,38 @@ class EngineDriver(EngineView):
 
     def forget(self, row: int) -> None:
         """Let the workers free the pages of a sequence that the scheduler has released."""
-        self.attempts.pop(row, None)
+        attempt = self.attempts.pop(row, None)
         self._commands.append(Free(row))
+        if attempt is not None and self.urgency is not None:
+            self.urgency.end(attempt.seq)
 
     # -- steps --------------------------------------------------------------------------------
 
     def pump(self) -> None:
-        """Send off as many steps as the pipeline takes."""
-        scheduler = self.scheduler
-        while self.alive and len(self._flight) < len(self.stages):
-            batch = scheduler.next_batch()
-            if scheduler.preempted:
-                self._preempted()
-            self._note_pieces({})
-            if batch is None:
-                break
-            self._dispatch(batch)
-        scheduler.stays.clear()
+        """Send off as many steps as the pipeline takes, in turn with engines of other models."""
+        if self.turns is not None:
+            self.turns.pump()
+            return
+        while self.step_off():
+            pass
+        self.settle()
+
+    def step_off(self) -> bool:
+        """Send off one step, if there is one and the pipeline takes it."""
+        if not self.alive or len(self._flight) >= len(self.stages):
+            return False
+        batch = self.scheduler.next_batch()
+        if self.scheduler.preempted:
+            self._preempted()
+        self._note_pieces({})
+        if batch is None:
+            return False
+        self._dispatch(batch)
+        return True
+
+    def settle(self) -> None:
+        """No further step goes now: tell the workers what would wait for it."""
+        self.scheduler.stays.clear()
         if not self._flight:
             self.flush()
 
@@ -267,10 +299,12 @@ class EngineDriver(EngineView):
         self.busy_s += done.busy_s
         self.prompt_tokens += sum(tokens for tokens, _ in batch.chunks)
         owners = self._owners(batch)
-        _, finished = self.scheduler.commit(batch)
+        prompts, finished = self.scheduler.commit(batch)
         self._note_pieces(owners)
         released = [seq.row for seq in finished]
         now = self._clock()
+        if self.urgency is not None:
+            self._hurry(self.urgency, prompts, finished, now)
         for drawn in done.drawn:
             attempt = self.attempts.get(drawn.seq)
             if attempt is None:
@@ -290,6 +324,16 @@ class EngineDriver(EngineView):
         for row in [row for row, attempt in self.attempts.items() if attempt.cancelled]:
             if self.scheduler.remove(self.attempts[row].seq):
                 self.forget(row)
+
+    def _hurry(
+        self, urgency: Urgency, prompts: Sequence[Served], finished: Sequence[Served], now: float
+    ) -> None:
+        """Note what a step has done for the limits of its requests."""
+        urgency.stepped(now)
+        for seq in prompts:
+            urgency.first(seq)
+        for seq in finished:
+            urgency.end(seq)
 
     def _owners(self, batch: Batch) -> dict[int, tuple[int, int]]:
         """Prompt pieces that this step completes: their sequence and place in it."""

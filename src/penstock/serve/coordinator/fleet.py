@@ -7,11 +7,12 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import replace
 from itertools import count
 
-from penstock.cost.steps import EngineShape, StepCostModel, StepTimer, stage_timers
+from penstock.cost.steps import StepCostModel
 from penstock.errors import InputError
-from penstock.plan.plan import Engine, Plan, Role
+from penstock.plan.plan import Engine, Plan, Role, Routing
 from penstock.policy import fleet as rules
 from penstock.policy.schedulers.sequence import Sequence
+from penstock.serve.coordinator.build import Build
 from penstock.serve.coordinator.elastic import Elastic
 from penstock.serve.coordinator.engine import Attempt, Decision, EngineDriver
 from penstock.serve.coordinator.external import ExternalDriver
@@ -27,7 +28,10 @@ from penstock.spec.workload import Request, SLOClass
 
 
 class Fleet:
-    """All engines of a plan. ``ended`` is called once with every request that is over."""
+    """All engines of a plan. ``ended`` is called once with every request that is over.
+
+    While ``holding``, requests wait for an engine without a limit: one is being put in place.
+    """
 
     def __init__(
         self,
@@ -44,8 +48,10 @@ class Fleet:
         self.decisions: list[Decision] = []
         self.restarts = 0
         self.restarted_requests = 0
-        self._plan, self._pool, self._options = plan, pool, options
-        self._classes, self._ended, self._clock, self._cost = classes, ended, clock, cost
+        self.holding = False
+        self.build = Build(plan.cluster, plan.model, plan.checkpoint, options.dtype, cost)
+        self._routing, self._pool, self._options = plan.routing, pool, options
+        self._classes, self._ended, self._clock = classes, ended, clock
         self._routers = rules.engine_routers(plan.routing, options.seed)
         self._handover = Handover(
             self._routers.decode, self._receivers, pool.send, self._restart, self._pump
@@ -55,19 +61,20 @@ class Fleet:
         self._homeless: dict[Live, asyncio.TimerHandle] = {}
         self._lost: dict[str, str] = {}
         self._workers: dict[str, EngineDriver] = {}
+        self._builds: dict[EngineDriver, Build] = {}
         self._elastic = Elastic(self)
         self._tasks: set[asyncio.Task[None]] = set()
         self._pumps: set[str] = set()
         weights = rules.engine_weights(plan)
         for engine, weight in zip(plan.engines, weights, strict=True):
-            self._driver(engine, weight)
+            self._driver(engine, weight, self.build)
         self._elastic.number(plan.engines)
 
     # -- workers ------------------------------------------------------------------------------
 
-    def _driver(self, engine: Engine, weight: float) -> EngineDriver:
+    def _driver(self, engine: Engine, weight: float, build: Build) -> EngineDriver:
         if engine.url:
-            return self._external(engine, weight)
+            return self._external(engine, weight, build)
         stages = tuple(
             Hop(worker_name(engine, i), stage.start_layer, stage.end_layer)
             for i, stage in enumerate(engine.stages)
@@ -78,36 +85,33 @@ class Fleet:
             len(self.engines),
             engine,
             weight,
-            model=self._plan.model.name,
+            model=build.model.name,
             stages=stages,
             send=self._pool.send,
             clock=self._clock,
-            timers=() if self._cost is None else self._timers(self._cost, engine),
+            timers=build.timers(engine),
             time_scale=options.time_scale,
             trace=self.decisions if options.trace else None,
         )
         self.engines.append(driver)
+        self._builds[driver] = build
         for hop in stages:
             self._workers[hop.worker] = driver
         return driver
 
-    def _timers(self, cost: StepCostModel, engine: Engine) -> tuple[StepTimer, ...]:
-        node = self._plan.cluster.node(engine.stages[0].node)
-        shape = EngineShape(node.accelerator, node.count, len(engine.stages))
-        return stage_timers(cost, shape)
-
-    def _external(self, engine: Engine, weight: float) -> EngineDriver:
+    def _external(self, engine: Engine, weight: float, build: Build) -> EngineDriver:
         driver = ExternalDriver(
             len(self.engines),
             engine,
             weight,
-            model=self._plan.model.name,
-            checkpoint=self._plan.checkpoint,
+            model=build.model.name,
+            checkpoint=build.checkpoint,
             clock=self._clock,
             settled=self._settle,
             lost=self._gone,
         )
         self.engines.append(driver)
+        self._builds[driver] = build
         return driver
 
     async def start(self) -> None:
@@ -129,7 +133,7 @@ class Fleet:
         engine.alive = True
 
     def _spec(self, driver: EngineDriver, stage: int) -> WorkerSpec:
-        engine, options = driver.engine, self._options
+        engine, options, build = driver.engine, self._options, self._builds[driver]
         hop, node = driver.stages[stage], engine.stages[stage].node
         assert engine.scheduler is not None
         pages_per_block = -(-engine.scheduler.block_size // options.page_size)
@@ -137,21 +141,21 @@ class Fleet:
         return WorkerSpec(
             name=hop.worker,
             node=node,
-            checkpoint=self._plan.checkpoint,
+            checkpoint=build.checkpoint,
             start_layer=hop.start_layer,
             end_layer=hop.end_layer,
-            num_layers=self._plan.model.num_hidden_layers,
+            num_layers=build.model.num_hidden_layers,
             num_pages=(engine.num_blocks * pages_per_block + 8) * layers,
             page_size=options.page_size,
-            tensor_parallel_size=self._plan.cluster.node(node).count,
-            dtype=options.dtype,
+            tensor_parallel_size=build.cluster.node(node).count,
+            dtype=build.dtype,
             device=options.device,
             threads=options.threads,
             executor=options.executor,
             piece_tokens=driver.scheduler.blocks.piece_tokens,
             first_transfer=self._handover.next_number,
             speculation=engine.speculation,
-            kv_bytes_per_token_per_layer=self._plan.model.kv_bytes_per_token_per_layer,
+            kv_bytes_per_token_per_layer=build.model.kv_bytes_per_token_per_layer,
         )
 
     # -- requests -----------------------------------------------------------------------------
@@ -169,9 +173,8 @@ class Fleet:
         """Take a request in. Raises ``RequestTooLong`` where no engine could ever hold it."""
         seq = self._sequence(live)
         total = seq.total_tokens
-        if not rules.servable(
-            seq, total, ((e.engine.role, e) for e in self.engines if not e.draining)
-        ):
+        open_ones = ((e.engine.role, e) for e in self.engines if not e.draining)
+        if not self.holding and not rules.servable(seq, total, open_ones):
             raise RequestTooLong(
                 f"{live.prompt_tokens} prompt tokens and up to {live.request.params.max_tokens} "
                 "output tokens exceed the KV memory of every engine"
@@ -230,6 +233,9 @@ class Fleet:
         self._homeless[live] = loop.call_later(self._options.unavailable_s, self._give_up, live)
 
     def _give_up(self, live: Live) -> None:
+        if self.holding:
+            self._wait_for_engine(live)
+            return
         del self._homeless[live]
         live.fail(Unavailable("no engine can serve this request now"))
         self._ended(live)
@@ -291,6 +297,9 @@ class Fleet:
         engine.alive = False
         attempts = [attempt for attempt in engine.attempts.values() if not attempt.cancelled]
         engine.reset()
+        if engine.turns is not None:
+            # The others need not wait for its steps.
+            self._pump(engine)
         self._handover.lost(engine)
         for attempt in attempts:
             self._restart(attempt)
@@ -379,16 +388,28 @@ class Fleet:
             if phase in roles and other not in roles:
                 raise InputError(f"that would leave no engine of the role {other}")
 
-    async def add(self, engine: Engine, weight: float) -> None:
-        """Start one more engine. Raises ``InputError``, and changes nothing, where it fails."""
-        driver = self._driver(engine, weight)
+    async def add(
+        self,
+        engine: Engine,
+        weight: float,
+        build: Build | None = None,
+        opened: Callable[[EngineDriver], None] = lambda _driver: None,
+    ) -> EngineDriver:
+        """Start one more engine; ``opened`` is called before its first step.
+
+        Raises ``InputError``, and changes nothing, where it fails.
+        """
+        driver = self._driver(engine, weight, build or self.build)
         try:
             await self._start(driver)
-        except InputError:
+            opened(driver)
+        except BaseException:
             self._forget(driver)
+            await self._stop(driver)
             raise
         self._retry_homeless()
         self._handover.retry()
+        return driver
 
     async def remove(self, engine: EngineDriver, drain_s: float | None) -> int:
         """Drain and end an engine; returns how many requests had to start over elsewhere."""
@@ -433,6 +454,14 @@ class Fleet:
             other.index = i
         for hop in engine.stages:
             del self._workers[hop.worker]
+        del self._builds[engine]
+
+    def reroute(self, routing: Routing) -> None:
+        """Send requests by ``routing`` from now on."""
+        if routing != self._routing:
+            self._routing = routing
+            self._routers = rules.engine_routers(routing, self._options.seed)
+            self._handover.router = self._routers.decode
 
     def status(self) -> tuple[EngineStatus, ...]:
         return tuple(engine.status() for engine in self.engines)

@@ -45,7 +45,7 @@ class Handover:
         restart: Callable[[Attempt], None],
         pump: Callable[[EngineDriver], None],
     ) -> None:
-        self._router = router
+        self.router = router
         self._decoders = decoders
         self._push = push
         self._restart = restart
@@ -163,7 +163,7 @@ class Handover:
         able = {e.index: e for e in self._decoders() if rules.has_room(e.scheduler, seq)}
         if not able:
             return False
-        target = able[self._router.pick(seq, list(able.values())).index]
+        target = able[self.router.pick(seq, list(able.values())).index]
         transfer.target = target
         rules.reserve(target.scheduler, seq)
         self._numbers += 1

@@ -37,6 +37,7 @@ class Runtime:
 
     ``eos`` are the token ids that end a request. ``classes`` are the SLO classes of the workload
     the server was started for. ``cost`` tells null executors how long steps take.
+    ``piece_tokens`` of prompts are hashed at a time where engines that come later cache prefixes.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Runtime:
         classes: tuple[SLOClass, ...] = (),
         cost: StepCostModel | None = None,
         clock: Callable[[], float] | None = None,
+        piece_tokens: int | None = None,
     ) -> None:
         self.options = options or ServeOptions()
         self._plan, self._pool, self._card = plan, pool, card
@@ -68,7 +70,7 @@ class Runtime:
             clock=self._clock,
             cost=cost,
         )
-        self._piece_tokens = _piece_tokens(plan)
+        self.piece_tokens = _piece_tokens(plan) if piece_tokens is None else piece_tokens
         pool.listen(self._receive, self._died)
 
     async def start(self) -> None:
@@ -153,7 +155,7 @@ class Runtime:
         )
 
     def _hashes(self, prompt: tuple[int, ...]) -> tuple[int, ...]:
-        size = self._piece_tokens
+        size = self.piece_tokens
         if not size:
             return ()
         pieces = [prompt[i : i + size] for i in range(0, len(prompt) - size + 1, size)]

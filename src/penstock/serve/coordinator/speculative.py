@@ -68,8 +68,8 @@ class SpeculativeDriver(EngineDriver):
         return self._batch is None and not self.attempts
 
     @property
-    def in_flight(self) -> bool:
-        return self._batch is not None
+    def in_flight(self) -> int:
+        return int(self._batch is not None)
 
     def fits(self, seq: Served) -> bool:
         assert self.engine.speculation is not None
@@ -81,6 +81,8 @@ class SpeculativeDriver(EngineDriver):
         self.attempts[row] = attempt
         self._computed[row] = 0
         self._batcher.add(row, attempt.seq.prompt_tokens)
+        if self.urgency is not None:
+            self.urgency.add(attempt.seq)
 
     def cancel(self, row: int) -> None:
         if self._batch is None:
@@ -95,12 +97,19 @@ class SpeculativeDriver(EngineDriver):
         self._forget(row)
 
     def _forget(self, row: int) -> None:
-        del self.attempts[row], self._computed[row]
+        attempt = self.attempts.pop(row)
+        del self._computed[row]
         self._commands.append(Free(row))
+        if self.urgency is not None:
+            self.urgency.end(attempt.seq)
 
-    def pump(self) -> None:
+    def settle(self) -> None:
+        if self._batch is None:
+            self.flush()
+
+    def step_off(self) -> bool:
         if not self.alive or self._batch is not None:
-            return
+            return False
         now = self._clock()
         for row in self._batcher.admit():
             live = self.attempts[row].live
@@ -108,8 +117,7 @@ class SpeculativeDriver(EngineDriver):
                 live.admitted_s = now
         batch = self._batcher.next_batch()
         if batch is None:
-            self.flush()
-            return
+            return False
         self._batch = batch
         items = [self._prompt_item(row, tokens) for row, tokens in batch.prefill]
         decoding = list(self._decoding) if batch.decode else []
@@ -121,6 +129,7 @@ class SpeculativeDriver(EngineDriver):
         commands, self._commands = tuple(self._commands), []
         step = Step(self._number, tuple(items), commands, self.stages, 0, view)
         self._send(self.stages[0].worker, step)
+        return True
 
     def _prompt_item(self, row: int, tokens: int) -> Item:
         attempt = self.attempts[row]

@@ -1,0 +1,141 @@
+"""Several models behind one gateway."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from many_rig import Rig, pool, run
+
+from penstock.errors import InputError, SpecError
+from penstock.plan.pool_plan import Sharing
+from penstock.serve.many.member import Making
+from penstock.serve.many.runtime import ManyRuntime
+from penstock.serve.inline import InlinePool
+from penstock.spec.variants import Precision
+from penstock.spec.workload import SLO, SLOClass
+
+APART = {"a": ((0,),), "b": ((1,), (2, 3))}
+TOGETHER = {"a": ((0,),), "b": ((0,),)}
+
+
+def test_requests_go_to_the_model_they_name() -> None:
+    """Each model's engines, and no others, compute its tokens."""
+
+    async def body(rig: Rig) -> None:
+        await rig.load(40, 4, ("a", "b"))
+        await rig.check_idle()
+        counters = rig.many.model_counters()
+        assert counters["a"]["requests_finished"] + counters["b"]["requests_finished"] == 40
+        assert rig.many.counters()["requests_finished"] == 40
+        assert {engine.model for engine in rig.many.engines()} == {"a", "b"}
+        assert [card.name for card in rig.many.models()] == ["a", "b"]
+
+    assert len(run(pool(APART), body).answers) == 40
+
+
+def test_an_unknown_model_is_not_found() -> None:
+    """The nearest name is told; without a name there must be one model only."""
+
+    async def body(rig: Rig) -> None:
+        await rig.ask(0, "bb", 10, 3)
+        await rig.ask(1, "", 10, 3)
+
+    refused = run(pool(APART), body).refused
+    assert refused[0].startswith("404: the model 'bb' is not served; did you mean 'b'?")
+    assert refused[1].startswith("404")
+
+
+def test_a_model_that_is_lost_takes_no_other_with_it() -> None:
+    """While no engine of one model stands, the other serves; the first comes back."""
+
+    async def body(rig: Rig) -> None:
+        loading = asyncio.ensure_future(rig.load(60, 6, ("a", "b")))
+        for _ in range(3):
+            await asyncio.sleep(1)
+            rig.workers.kill("a.e0")
+            finished = rig.many.model_counters()["b"]["requests_finished"]
+        await loading
+        assert rig.many.model_counters()["b"]["requests_restarted"] == 0
+        assert rig.many.model_counters()["b"]["requests_finished"] > finished
+        await rig.check_idle()
+
+    assert len(run(pool(APART), body).answers) == 60
+
+
+def test_engines_on_the_same_nodes_take_turns() -> None:
+    """On one GPU never two steps at a time; each model alone would be twice as fast."""
+
+    async def body(rig: Rig) -> None:
+        await rig.load(40, 2, ("a", "b"))
+        await rig.check_idle()
+        spans = sorted(
+            decision.at_s
+            for member in rig.many.members.values()
+            for decision in member.fleet.decisions
+        )
+        assert min(b - a for a, b in zip(spans, spans[1:], strict=False)) >= 0.02
+
+    assert len(run(pool(TOGETHER), body).answers) == 40
+
+
+@pytest.mark.parametrize("urgent", ["a", "b"])
+def test_the_more_urgent_model_goes_first(urgent: str) -> None:
+    """With tight limits on one of two models that share a GPU, its requests end sooner."""
+    classes = tuple(
+        SLOClass(name, SLO(ttft_s=0.5 if name == urgent else 50.0)) for name in ("a", "b")
+    )
+    first: dict[str, float] = {}
+
+    async def body(rig: Rig) -> None:
+        async def one(number: int, model: str) -> None:
+            await rig.ask(number, model, 2000, 1)
+            first[model] = asyncio.get_running_loop().time()
+
+        await asyncio.gather(one(0, "a"), one(1, "b"))
+
+    run(pool(TOGETHER), body, classes=classes)
+    assert min(first, key=lambda name: first[name]) == urgent
+
+
+def test_a_higher_priority_goes_first() -> None:
+    """Whatever the limits are."""
+    ends: list[str] = []
+
+    async def body(rig: Rig) -> None:
+        async def one(number: int, model: str) -> None:
+            await rig.ask(number, model, 1000, 20)
+            ends.append(model)
+
+        await asyncio.gather(one(0, "a"), one(1, "b"))
+
+    run(pool(TOGETHER, priorities={"b": 1}, sharing=Sharing("round-robin")), body)
+    assert ends == ["b", "a"]
+
+
+def test_a_lost_engine_does_not_keep_the_turn() -> None:
+    """Its neighbour goes on at once, with a step of it under way."""
+
+    async def body(rig: Rig) -> None:
+        asking = [asyncio.ensure_future(rig.ask(i, "ab"[i % 2], 300, 40)) for i in range(8)]
+        for _ in range(5):
+            await asyncio.sleep(0.3)
+            rig.workers.kill("a.e0")
+        await asyncio.gather(*asking)
+        await rig.check_idle()
+
+    assert len(run(pool(TOGETHER), body, restart_delay_s=0.1).answers) == 8
+
+
+def test_a_plan_that_does_not_hold_is_refused() -> None:
+    """Engines that overlap in part, and precisions that no worker loads."""
+
+    async def make(plan, executor="null"):
+        from penstock.serve.coordinator.options import ServeOptions
+
+        return ManyRuntime(plan, InlinePool(), Making(ServeOptions(executor=executor)))
+
+    with pytest.raises(InputError, match="overlaps"):
+        asyncio.run(make(pool({"a": ((0, 1),), "b": ((1, 2),)})))
+    with pytest.raises(SpecError, match="int8.*float32, bfloat16, float16"):
+        asyncio.run(make(pool(APART, precisions={"a": Precision("int8")}), "torch"))
