@@ -120,3 +120,63 @@ class BucketArrivals:
             end_s = start_s + self.bucket_s
             yield from sorted([rng.uniform(start_s, end_s) for _ in range(count)])
             start_s = end_s
+
+
+@dataclass(frozen=True)
+class IntervalArrivals:
+    """Gamma gaps with one rate and one coefficient of variation an interval (AlpaServe).
+
+    Shape 1 / cv^2 and scale cv^2 / rate; each interval of ``interval_s`` starts anew, and one
+    without rate is empty. ``cvs`` holds one value for each of ``rates_per_s``.
+    """
+
+    rates_per_s: tuple[float, ...]
+    cvs: tuple[float, ...]
+    interval_s: float
+
+    def __post_init__(self) -> None:
+        if len(self.cvs) != len(self.rates_per_s):
+            raise SpecError("needs one value a rate", key="cvs", value=len(self.cvs))
+        if not all(math.isfinite(rate) and rate >= 0 for rate in self.rates_per_s):
+            raise SpecError("must be finite, 0 or more", key="rates")
+        if not all(math.isfinite(cv) and cv > 0 for cv in self.cvs):
+            raise SpecError("must be finite and above 0", key="cvs")
+        if not (math.isfinite(self.interval_s) and self.interval_s > 0):
+            raise SpecError("must be finite and above 0", key="interval", value=self.interval_s)
+
+    @property
+    def rate_per_s(self) -> float:
+        """Mean rate over all intervals."""
+        return sum(self.rates_per_s) / max(1, len(self.rates_per_s))
+
+    def times(self, rng: Random, duration_s: float) -> Iterator[float]:
+        for number, (rate, cv) in enumerate(zip(self.rates_per_s, self.cvs, strict=True)):
+            start_s = number * self.interval_s
+            if start_s >= duration_s:
+                return
+            if rate > 0:
+                inside_s = min(self.interval_s, duration_s - start_s)
+                gaps = GammaArrivals(rate, cv).times(rng, inside_s)
+                yield from (start_s + time_s for time_s in gaps)
+
+
+@dataclass(frozen=True)
+class GivenArrivals:
+    """Ascending times, as they are."""
+
+    times_s: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not all(math.isfinite(time_s) and time_s >= 0 for time_s in self.times_s):
+            raise SpecError("must be finite, 0 or more", key="times")
+        if any(later < time for time, later in zip(self.times_s, self.times_s[1:], strict=False)):
+            raise SpecError("must not go back in time", key="times", fix="sort them")
+
+    @property
+    def rate_per_s(self) -> float:
+        """Mean rate up to the last of them."""
+        last_s = self.times_s[-1] if self.times_s else 0.0
+        return len(self.times_s) / last_s if last_s > 0 else math.inf
+
+    def times(self, rng: Random, duration_s: float) -> Iterator[float]:
+        yield from (time_s for time_s in self.times_s if time_s < duration_s)

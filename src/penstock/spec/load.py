@@ -6,7 +6,14 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from penstock.errors import SpecError
-from penstock.spec import cluster_file, helix_ini, model_file, models, workload_schema
+from penstock.spec import (
+    cluster_file,
+    helix_ini,
+    model_file,
+    models,
+    served_file,
+    workload_schema,
+)
 from penstock.spec.cluster import Cluster
 from penstock.spec.cluster_file import cluster_from_dict, cluster_to_dict
 from penstock.spec.files import PRESETS, read_json, read_text, read_yaml
@@ -34,7 +41,7 @@ __all__ = [
     "workload_to_dict",
 ]
 
-KINDS = ("cluster", "workload", "model")
+KINDS = ("cluster", "workload", "model", "models")
 _YAML = (".yaml", ".yml", ".json")
 
 
@@ -107,11 +114,12 @@ def load_workload(ref: str | Path) -> Workload:
 
 
 def json_schema(kind: str) -> dict[str, object]:
-    """The JSON Schema of a file kind: ``cluster``, ``workload`` or ``model``."""
+    """The JSON Schema of a file kind: one of ``KINDS``."""
     schemas: Mapping[str, Callable[[], dict[str, object]]] = {
         "cluster": cluster_file.ClusterFile.model_json_schema,
         "workload": workload_schema.WorkloadFile.model_json_schema,
         "model": model_file.ModelFile.model_json_schema,
+        "models": served_file.ModelsFile.model_json_schema,
     }
     if kind not in schemas:
         raise SpecError("no such file kind", value=kind, fix=did_you_mean(kind, KINDS))

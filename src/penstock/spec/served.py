@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from penstock.errors import SpecError
 from penstock.spec.intent import Wish
 from penstock.spec.model import Dtype, ModelSpec
 from penstock.spec.variants import Precision, Variant
+from penstock.spec.workload import SLO, Workload
 
 WEIGHT_DTYPES: dict[str, Dtype] = {
     "float32": "fp32",
@@ -26,7 +28,7 @@ class ServedModel:
 
     ``model`` is the shape in its own precision; ``variants`` are the stored forms it may be
     served in, with their accuracy. ``checkpoint`` is the folder ``serve`` loads ("" = none).
-    Higher ``priority`` first.
+    Higher ``priority`` first. ``slo``: limits of its requests where the workload has none.
     """
 
     name: str
@@ -35,10 +37,35 @@ class ServedModel:
     wish: Wish
     priority: int = 0
     checkpoint: str = ""
+    slo: SLO = field(default_factory=SLO)
 
     def __post_init__(self) -> None:
         if not self.variants:
             raise SpecError("has no stored form", key=self.name, fix="give at least one variant")
+
+
+def with_limits(workload: Workload, models: Sequence[ServedModel]) -> Workload:
+    """``workload`` with the limits of ``models`` in the classes that have none.
+
+    A class is that of a model when it has its name, as by default.
+    """
+    limits = {model.name: model.slo for model in models}
+    classes = tuple(
+        replace(entry, slo=limits.get(entry.name, entry.slo)) if entry.slo == SLO() else entry
+        for entry in workload.classes
+    )
+    return replace(workload, classes=classes)
+
+
+def own_precision(model: ModelSpec) -> Precision:
+    """The precision in which ``model`` is described. Raises ``SpecError`` for an unnamed one."""
+    stored = model.weight_dtype or model.dtype
+    weights = [name for name, dtype in WEIGHT_DTYPES.items() if dtype == stored]
+    if not weights:
+        raise SpecError(
+            "its own precision has no name here", key=model.name, value=stored, fix="name variants"
+        )
+    return Precision(weights[0], model.kv_dtype == "int8")
 
 
 def in_precision(model: ModelSpec, precision: Precision) -> ModelSpec:

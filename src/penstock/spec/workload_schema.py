@@ -121,14 +121,26 @@ class SaturatingFile(Strict):
     interval: Duration = 0.1
 
 
+class IntervalsFile(Strict):
+    """Gamma arrivals that change every ``interval``: one rate and one ``cv`` each."""
+
+    interval: Duration
+    rates: list[Annotated[float, Field(ge=0)]] = Field(min_length=1)
+    cvs: list[Positive] = Field(min_length=1)
+
+
 class ArrivalsFile(Strict):
-    """One of: poisson, gamma, uniform, bucket, all_at_once, closed_loop, saturating."""
+    """One of: poisson, gamma, uniform, bucket, all_at_once, intervals, times, closed_loop,
+    saturating.
+    """
 
     poisson: RateFile | None = None
     gamma: GammaFile | None = None
     uniform: RateFile | None = None
     bucket: BucketFile | None = None
     all_at_once: CountFile | None = None
+    intervals: IntervalsFile | None = None
+    times: list[Duration] | None = Field(default=None, description="explicit, ascending")
     closed_loop: ClosedLoopFile | None = None
     saturating: SaturatingFile | None = None
 
@@ -167,16 +179,21 @@ TpotField = Annotated[
 ]
 
 
-class ClassFile(Strict):
+class LimitsFile(Strict):
+    """Upper limits; left out = no limit."""
+
+    ttft: Duration | None = None
+    tpot: TpotField = None
+    itl: Duration | None = None
+    e2e: Duration | None = None
+
+
+class ClassFile(LimitsFile):
     """A share of the requests and the limits they are promised."""
 
     name: str = Field(min_length=1)
     share: Positive = 1.0
     priority: int = 0
-    ttft: Duration | None = None
-    tpot: TpotField = None
-    itl: Duration | None = None
-    e2e: Duration | None = None
 
 
 class TraceSpecFile(Strict):

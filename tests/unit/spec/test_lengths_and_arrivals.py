@@ -40,7 +40,7 @@ from penstock.spec.workload import (
     SLOClass,
     Workload,
 )
-from penstock.spec.workload_file import length_presets
+from penstock.spec.workload_parts import length_presets
 
 DISTRIBUTIONS: list[Distribution] = [
     Fixed(7),
