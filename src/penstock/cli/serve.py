@@ -82,6 +82,8 @@ def serve(
     made = _plan(
         plan, model, kv_memory, (replicas, pipeline, tensor), _speculation(draft_model, speculation)
     )
+    if ray is None and device is Device.cpu:
+        _check_memory(made, kv_memory)
     check_writable(record)
     need_extra()
     from penstock.serve.coordinator.options import ServeOptions
@@ -143,6 +145,23 @@ def _plan(
     return local_plan(model, LocalShape(*cut), kv_memory_bytes=memory, speculation=speculation)
 
 
+def _check_memory(plan: Plan, kv_memory: str | None) -> None:
+    """Refuse KV memory that this machine, where all workers run, does not have."""
+    from penstock.errors import SpecError
+    from penstock.serve.local import local_ranks, machine_memory_bytes
+    from penstock.spec.units import parse_bytes
+
+    ranks, here = local_ranks(plan), machine_memory_bytes()
+    if kv_memory is not None and ranks * parse_bytes(kv_memory) > here:
+        workers = "1 worker" if ranks == 1 else f"{ranks} workers"
+        raise SpecError(
+            f"this machine has {here / 2**30:.1f} GiB for {workers}",
+            key="--kv-memory",
+            value=kv_memory,
+            fix=f"give each less than {here / ranks / 2**30:.1f} GiB",
+        )
+
+
 def _speculation(draft_model: Path | None, method: str | None) -> object:
     from penstock.errors import SpecError
     from penstock.plan.settings import SpeculationSettings
@@ -177,4 +196,5 @@ def _run(plan: Plan, settings: LaunchSettings) -> None:
         note(f"{plan.model.name} on {engines}: ready at {url} (Ctrl-C ends)")
 
     if not asyncio.run(serve_plan(plan, settings, ready)):
-        raise KeyboardInterrupt
+        note("penstock: stopped while loading")
+        raise typer.Exit(130)

@@ -178,15 +178,19 @@ def fitted(plan: Plan, checkpoint: str | Path | None, kv_memory_bytes: float | N
         )
     model = load_model(Path(folder))
     _check_model(plan, model, folder)
-    workers = sum(
+    each = kv_memory_bytes or KV_SHARE * machine_memory_bytes() / max(1, local_ranks(plan))
+    engines = tuple(_capped(plan, engine, model, each) for engine in plan.engines)
+    return replace(plan, model=model, engines=engines, checkpoint=folder)
+
+
+def local_ranks(plan: Plan) -> int:
+    """Processes that hold weights and KV memory; engines of other servers have none here."""
+    return sum(
         plan.cluster.node(stage.node).count
         for engine in plan.engines
         if not engine.url
         for stage in engine.stages
     )
-    each = kv_memory_bytes or KV_SHARE * machine_memory_bytes() / max(1, workers)
-    engines = tuple(_capped(plan, engine, model, each) for engine in plan.engines)
-    return replace(plan, model=model, engines=engines, checkpoint=folder)
 
 
 def _capped(plan: Plan, engine: Engine, model: ModelSpec, each_bytes: float) -> Engine:

@@ -227,6 +227,8 @@ def test_mistakes_are_refused_in_one_line(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         refused("--model", TINY, "--workers", "processes", "--port", port, says=f"{port}")
     refused("--model", TINY, *PROCESSES, "--kv-memory", "100 B", says="--kv-memory")
+    refused("--model", TINY, *PROCESSES, "--kv-memory", "100 TiB", says="this machine has")
+    refused(PLAN, "--model", TINY, *PROCESSES, "--kv-memory", "100 TiB", says="5 workers")
     refused("--model", TINY, *PROCESSES, "--draft-model", tmp_path / "none", says="none")
     other = tmp_path / "other.yaml"
     other.write_text(PLAN.read_text().replace("hidden_size: 256", "hidden_size: 512"))
@@ -273,7 +275,7 @@ def test_a_second_signal_does_not_wait_for_requests() -> None:
 
 
 def test_ctrl_c_while_loading_stops_at_once() -> None:
-    """Exit code 130, and nothing is left."""
+    """Exit code 130 and one line, and nothing is left."""
     child = subprocess.Popen(
         command("serve", "--model", TINY, *PROCESSES), stderr=subprocess.PIPE, text=True
     )
@@ -284,5 +286,5 @@ def test_ctrl_c_while_loading_stops_at_once() -> None:
     os.kill(child.pid, signal.SIGINT)
     _, error = child.communicate(timeout=30)
     assert child.returncode == 130, error
-    assert "Traceback" not in error
+    assert error == "penstock: stopped while loading\n"
     assert not alive(below)
