@@ -82,10 +82,11 @@ class ServerTimes(Strict):
 
 
 class FingerprintFile(Strict):
-    """Measured cuts of ``model``; those of one TP and PP share all that is not layers."""
+    """Measured cuts of ``model``, whose checkpoint is ``stored`` in that dtype."""
 
     penstock_fingerprint: Literal[1]
     model: str
+    stored: str
     accelerator: str
     source: str
     shape: Shape

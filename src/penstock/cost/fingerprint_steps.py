@@ -102,7 +102,9 @@ class FingerprintStepCost:
 
     @property
     def _dtype(self) -> str:
-        return _DTYPES[self._model.dtype]
+        """The dtype of the runs. Checkpoints of float32 have the shape of fp16 ones."""
+        name, document = _stored_as(self._model), self._document
+        return document.stored if name not in document.dtypes and name == "float16" else name
 
     def _check_model(self) -> None:
         model, document = self._model, self._document
@@ -120,11 +122,10 @@ class FingerprintStepCost:
                 raise SpecError(
                     f"{model.name} has {wanted} of it", source=self._path, key=key, value=found
                 )
-        quantised = model.weight_dtype not in (None, model.dtype)
-        name = str(model.weight_dtype) if quantised else _DTYPES.get(model.dtype, model.dtype)
-        if name not in document.dtypes or model.kv_dtype not in (None, model.dtype):
+        known = _stored_as(model) in document.dtypes or self._dtype in document.dtypes
+        if not known or model.kv_dtype not in (None, model.dtype):
             raise SpecError(
-                f"has no runs of {model.name} in {name}"
+                f"has no runs of {model.name} in {_stored_as(model)}"
                 + (f" with {model.kv_dtype} KV values" if model.kv_dtype else ""),
                 source=self._path,
                 key="runs",
@@ -143,6 +144,11 @@ class FingerprintStepCost:
             raise SpecError(
                 "knows no data or expert parallel engines", source=self._path, key="runs"
             )
+
+
+def _stored_as(model: ModelSpec) -> str:
+    dtype = model.weight_dtype or model.dtype
+    return _DTYPES.get(dtype, dtype)
 
 
 class FingerprintTimer:

@@ -10,8 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from penstock.profile.workers import Post, workers
 from penstock.serve.pool import WorkerSpec
 from penstock.serve.wire import Begin, Free, Hop, Item, Sampling, Step, StepDone
@@ -19,8 +17,9 @@ from penstock.spec.load import load_model
 
 OUTPUTS = (10, 20)
 _PAGE = 16
-_QUICK = 0.1
-"""Quantile of equal steps that counts: others may use the machine at the same time."""
+_QUICK = 10
+"""One in so many equal steps may be quicker than what counts: others only make steps slower."""
+_WARM_UP = 3
 _GREEDY = Sampling(0.0, 1.0, 0, 0.0, 0.0, 0.0, 1.0, 0, None, 0, (), 0)
 
 
@@ -96,32 +95,34 @@ async def measure(
     runners: Sequence[Runner],
     batches: Sequence[Batch],
     repeat: int,
-    report: Callable[[Batch], None] = lambda _batch: None,
+    report: Callable[[Batch, float], None] = lambda _batch, _share: None,
 ) -> dict[tuple[Runner, Batch], Timing]:
-    """Run every batch on every runner ``repeat`` times, in turns, smallest batches first.
+    """Run every batch on every runner in ``repeat`` rounds, smallest batches first.
 
+    Rounds lie apart, so that a busy time of the machine does not fall on one size.
     Raises ``InputError`` where a worker does not start or ends.
     """
-    found: dict[tuple[Runner, Batch], Timing] = {}
+    seen: dict[tuple[Runner, Batch], list[list[float]]] = {}
+    memory: dict[tuple[Runner, Batch], int] = {}
+    ordered = sorted(batches, key=lambda b: (b.tokens, b.size))
     async with workers(*(spec for runner in runners for spec in runner.specs())) as post:
-        smallest = min(batches, key=lambda b: b.tokens)
         for runner in runners:
-            for _ in range(3):
-                await _steps_s(post, runner, smallest)
-        for batch in sorted(batches, key=lambda b: (b.tokens, b.size)):
-            report(batch)
-            seen: dict[Runner, list[list[float]]] = {runner: [] for runner in runners}
-            memory: dict[Runner, int] = {}
-            for _ in range(repeat):
+            for _ in range(_WARM_UP):
+                await _steps_s(post, runner, ordered[0])
+        for number in range(repeat):
+            for i, batch in enumerate(ordered):
+                report(batch, (number + i / len(ordered)) / repeat)
                 for runner in runners:
-                    seen[runner].append(await _steps_s(post, runner, batch))
-                    if runner not in memory:
-                        memory[runner] = sum(post.resident_bytes(h.worker) for h in runner.hops)
-            for runner, rounds in seen.items():
-                first = [one[0] for one in rounds]
-                rest = [seconds for one in rounds for seconds in one[1:]]
-                found[runner, batch] = Timing(quick(first), quick(rest), memory[runner])
-    return found
+                    key = runner, batch
+                    seen.setdefault(key, []).append(await _steps_s(post, runner, batch))
+                    if number == 0:
+                        memory[key] = sum(post.resident_bytes(h.worker) for h in runner.hops)
+    return {key: _timing(rounds, memory[key]) for key, rounds in seen.items()}
+
+
+def _timing(rounds: Sequence[Sequence[float]], memory_bytes: int) -> Timing:
+    decode = [seconds for one in rounds for seconds in one[1:]]
+    return Timing(quick([one[0] for one in rounds]), quick(decode), memory_bytes)
 
 
 async def measure_chunks(
@@ -141,7 +142,7 @@ async def measure_chunks(
 
 def quick(seconds: Sequence[float]) -> float:
     """What a step takes on an idle machine, from steps on one that is not always idle."""
-    return float(np.quantile(np.asarray(seconds), _QUICK))
+    return sorted(seconds)[len(seconds) // _QUICK]
 
 
 async def _steps_s(

@@ -44,6 +44,7 @@ from penstock.profile.fit import line
 from penstock.profile.probes import Probe
 from penstock.profile.server import serving
 from penstock.serve.local import local_accelerator, local_plan, machine_memory_bytes
+from penstock.serve.model.checkpoint import read_checkpoint
 from penstock.spec.load import load_model
 from penstock.spec.model import ModelSpec
 
@@ -51,9 +52,8 @@ Report = Callable[[str, float], None]
 """(what is done now, share of the whole that is done)."""
 
 DTYPES = ("float32", "bfloat16", "float16")
-_OF_SHAPE = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _SIZES = (1, 2, 4, 8, 16, 32)
-_PROMPTS = (16, 64, 256, 1024)
+_PROMPTS = (16, 128, 1024)
 _STEP_TOKENS = 2048
 """Prompt tokens of one batch: more would take longer than they tell."""
 _CHUNKS = ((128, 512), (512, 512))
@@ -119,7 +119,8 @@ async def fingerprint(
             value=list(settings.cuts),
         )
     kinds, notes = _kinds(model, settings.cuts)
-    dtypes = settings.dtypes or (_OF_SHAPE.get(model.dtype, "float32"),)
+    stored = read_checkpoint(folder).config.dtype
+    dtypes = settings.dtypes or (stored,)
     runs: list[CutRun] = []
     chunks: list[CutChunk] = []
     with tempfile.TemporaryDirectory(prefix="penstock-fingerprint-") as name:
@@ -140,6 +141,7 @@ async def fingerprint(
         document = FingerprintFile(
             penstock_fingerprint=1,
             model=model.name,
+            stored=stored,
             accelerator=local_accelerator().name,
             source=f"penstock profile --fingerprint {__version__} on this machine",
             shape=shape_of(model),
@@ -224,12 +226,9 @@ async def _measure_kind(
     chunks = [chunk for chunk in _CHUNKS if sum(chunk) <= longest and runners[0].pp == 1]
     room = max([kv_tokens(wanted), *(sum(chunk) for chunk in chunks)])
     runners = [replace(runner, kv_tokens=room) for runner in runners]
-    done = 0
 
-    def show(batch: Batch) -> None:
-        nonlocal done
-        report(f"{batch.size} x {batch.prompt_tokens} tokens", done / len(wanted))
-        done += 1
+    def show(batch: Batch, share: float) -> None:
+        report(f"{batch.size} x {batch.prompt_tokens} tokens", share)
 
     found = await measure(runners, wanted, repeat, show)
     runs = [row for (runner, batch), timing in found.items() for row in rows(runner, batch, timing)]
@@ -284,7 +283,7 @@ async def _server_times(
             open_client(BenchSettings(url)) as client,
         ):
             seen = await drive(client, wanted)
-        table = engine_profile(plan, engine_bounds(plan), seen, read_run(record), None)
+        table = engine_profile(plan, engine_bounds(plan), seen, read_run(record))
     return server_times(table, own)
 
 
