@@ -93,7 +93,7 @@ def document(*, tp2: bool = True, pp2: bool = True) -> FingerprintFile:
         accelerator="CPU",
         source="by hand",
         shape=Shape(
-            layers=layers,
+            layers=LAYERS,
             hidden_size=HIDDEN,
             layer_parameters=LAYER_PARAMETERS,
             kv_values=KV_VALUES,
