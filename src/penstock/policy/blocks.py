@@ -54,6 +54,7 @@ class BlockManager:
         "piece_blocks",
         "piece_tokens",
         "queried_tokens",
+        "watermark",
         "watermark_blocks",
     )
 
@@ -76,6 +77,7 @@ class BlockManager:
             )
         self.num_blocks = num_blocks
         self.block_size = block_size
+        self.watermark = watermark
         self.watermark_blocks = int(watermark * num_blocks)
         self.piece_tokens = piece_tokens
         self.piece_blocks = piece_tokens // block_size
@@ -119,6 +121,19 @@ class BlockManager:
 
     def give(self, blocks: int) -> None:
         self.free += blocks
+
+    def resize(self, num_blocks: int) -> bool:
+        """Have ``num_blocks`` from now on; False, and nothing has changed, while more are used."""
+        more = num_blocks - self.num_blocks
+        if self.free + more < 0 or num_blocks < 1:
+            return False
+        self.num_blocks = num_blocks
+        self.watermark_blocks = int(self.watermark * num_blocks)
+        self.free += more
+        self.least_free = max(0, min(self.least_free + more, self.free))
+        if self._idle_blocks > self.free:
+            self._evict(self.free)
+        return True
 
     def _evict(self, keep: int) -> None:
         assert keep >= 0, "blocks are asked for before they are taken"

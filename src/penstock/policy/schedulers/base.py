@@ -127,9 +127,7 @@ class Scheduler:
             )
         self.settings = settings
         self.blocks = blocks
-        spare = max(self.SPARE_BLOCKS, blocks.watermark_blocks)
-        # The last token of a sequence is never fed, so it needs no entry.
-        self._most_tokens = (blocks.num_blocks - spare) * blocks.block_size + 1
+        self._most_tokens = self.most_tokens(blocks.num_blocks)
         self.max_num_seqs = settings.max_num_seqs or self.MAX_NUM_SEQS
         self.max_tokens = settings.max_num_batched_tokens or self.MAX_NUM_BATCHED_TOKENS
         self.max_batch_seqs = self.max_num_seqs
@@ -150,6 +148,25 @@ class Scheduler:
 
     def fits(self, seq: Sequence) -> bool:
         return seq.total_tokens <= self._most_tokens
+
+    def most_tokens(self, num_blocks: int) -> int:
+        """Prompt and output of the longest sequence that ``num_blocks`` hold."""
+        spare = max(self.SPARE_BLOCKS, int(self.blocks.watermark * num_blocks))
+        # The last token of a sequence is never fed, so it needs no entry.
+        return (num_blocks - spare) * self.blocks.block_size + 1
+
+    def resize(self, num_blocks: int) -> bool:
+        """Have ``num_blocks`` KV blocks from now on; no batch may be in flight.
+
+        False, and nothing has changed, while what is here needs more to be served.
+        """
+        most = self.most_tokens(num_blocks)
+        decoding = () if self._ready is None else self._ready
+        here = (*self._front, *self._tail, *decoding, *self.waiting)
+        if any(seq.total_tokens > most for seq in here) or not self.blocks.resize(num_blocks):
+            return False
+        self._most_tokens = most
+        return True
 
     def add(self, seq: Sequence) -> bool:
         matters = self.accepting

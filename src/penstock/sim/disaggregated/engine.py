@@ -59,17 +59,6 @@ class RoleEngine(EngineSim):
                 return free_s
         return ends_s
 
-    def step_end_s(self, now: float) -> float:
-        """The end of the step that runs at ``now``; ``now`` if none does."""
-        if not self._flight:
-            return now
-        end, batch, start, steps = self._flight[0]
-        if steps == 1:
-            return end
-        seqs, kv_tokens = batch.seqs, batch.kv_tokens
-        done = self._timer.steps_within(seqs, kv_tokens, now - start, steps)
-        return start + self._timer.decode_span_s(seqs, kv_tokens, max(1, done))
-
     def unbooked_blocks(self, now: float) -> int:
         """Blocks that the steps of the span under way have taken and nobody has booked yet."""
         if not self._flight:
@@ -80,27 +69,6 @@ class RoleEngine(EngineSim):
         seqs, kv_tokens = batch.seqs, batch.kv_tokens
         step = self._timer.steps_within(seqs, kv_tokens, now - start - NANOSECOND, steps)
         return batch.cohort._need_after(step - 1) if step > 1 else 0
-
-    def cut(self, now: float) -> bool:
-        """Let a span under way end with its present step; True when its end has moved.
-
-        What it may use has changed, so that it must be looked at again.
-        """
-        if self._cut or not self._flight:
-            return False
-        end, batch, start, steps = self._flight[0]
-        if steps == 1 or end <= now:
-            return False
-        self._cut = True
-        seqs, kv_tokens = batch.seqs, batch.kv_tokens
-        step = self._timer.steps_within(seqs, kv_tokens, now - start - NANOSECOND, steps)
-        if step >= steps:
-            return False
-        step = max(step, 1)
-        sooner = start + self._timer.decode_span_s(seqs, kv_tokens, step)
-        self.busy_s -= end - sooner
-        self._flight[0] = (sooner, batch, start, step)
-        return True
 
     def finish_batch(self) -> tuple[int, int]:
         end, batch, start, _ = self._flight[0]

@@ -14,7 +14,7 @@ from math import inf
 from typing import Protocol
 
 from penstock.cost.step_provenance import cost_header
-from penstock.cost.steps import HostedCost, StepCostModel
+from penstock.cost.steps import StepCostModel
 from penstock.measure.run import Run, RunEvent
 from penstock.policy.engine_routing import make_router
 from penstock.policy.fleet import (
@@ -35,7 +35,7 @@ from penstock.sim.engines.fleet import EngineSpec
 from penstock.sim.engines.options import EngineOptions
 from penstock.sim.engines.recorder import EngineLog, EngineRecorder
 from penstock.sim.engines.result import Ending, engine_run, fleet_entry
-from penstock.sim.engines.source import Feed, FrontEnd, open_source
+from penstock.sim.engines.source import Feed, behind_host, open_source
 from penstock.sim.engines.stages import engine_timers
 from penstock.spec.workload import Request, Workload
 
@@ -104,7 +104,7 @@ class RoleSimulation:
         self._happened: list[RunEvent] = []
         source = open_source(workload, options.seed, self._kv_use)
         self._feeds = isinstance(source, Feed)
-        self._source = FrontEnd(source, cost.request_s) if isinstance(cost, HostedCost) else source
+        self._source = behind_host(source, cost)
         for spec in fleet.engines:
             self._open(spec)
 

@@ -21,7 +21,10 @@ InFlight = tuple[float, Batch, float, int]
 
 
 class EngineSim(EngineView):
-    """Batches of one engine and when they end. ``ends_s`` is the end of the oldest in flight."""
+    """Batches of one engine and when they end. ``ends_s`` is the end of the oldest in flight.
+
+    ``completed`` (prompts) and ``finished`` are of the batch that ended last.
+    """
 
     def __init__(
         self,
@@ -43,6 +46,8 @@ class EngineSim(EngineView):
         self.decode_tokens = 0
         self.prompt_visits = 0
         self.prompt_residence_s = 0.0
+        self.completed: list[Sequence] = []
+        self.finished: list[Sequence] = []
         self._timer = timers[0]
         self._stages = len(timers)
         self._free_s = [0.0] * len(timers)
@@ -69,8 +74,14 @@ class EngineSim(EngineView):
 
     def add(self, seq: Sequence, now: float) -> bool:
         """Take a request; True when the end of the batch in flight has moved."""
-        matters = self.scheduler.add(seq)
-        if not matters or self._cut or not self._flight:
+        return self.scheduler.add(seq) and self.cut(now)
+
+    def cut(self, now: float) -> bool:
+        """Let a span under way end with its present step; True when its end has moved.
+
+        What it may use has changed, so that it must be looked at again.
+        """
+        if self._cut or not self._flight:
             return False
         end, batch, start, steps = self._flight[0]
         if steps == 1 or end <= now:
@@ -87,11 +98,23 @@ class EngineSim(EngineView):
         self._flight[0] = (end, batch, start, fewer)
         return True
 
-    def start(self, now: float, arrival_s: float) -> bool:
+    def step_end_s(self, now: float) -> float:
+        """The end of the step that runs at ``now``; ``now`` if none does."""
+        if not self._flight:
+            return now
+        end, batch, start, steps = self._flight[0]
+        if steps == 1:
+            return end
+        seqs, kv_tokens = batch.seqs, batch.kv_tokens
+        done = self._timer.steps_within(seqs, kv_tokens, now - start, steps)
+        return start + self._timer.decode_span_s(seqs, kv_tokens, max(1, done))
+
+    def start(self, now: float, arrival_s: float, until_s: float = inf) -> bool:
         """Form a batch and send it off; False when there is nothing to run.
 
         ``arrival_s``: the next request of the run, if it can only come here (else infinity): a
-        span need not be computed beyond it.
+        span need not be computed beyond it. ``until_s``: it ends with its first step that
+        reaches this time.
         """
         scheduler = self.scheduler
         batch = scheduler.next_batch()
@@ -107,11 +130,14 @@ class EngineSim(EngineView):
         else:
             if batch.prefill:
                 end = now + timer.step_s(batch.chunks, seqs, kv_tokens)
-            elif self._step_by_step:
+            elif self._step_by_step or until_s <= now:
                 end = now + timer.decode_s(seqs, kv_tokens)
             else:
                 steps = scheduler.steady_steps(batch)
                 self._cut = False
+                if steps > 1 and until_s < inf:
+                    least_s = until_s - now - NANOSECOND
+                    steps = max(1, timer.steps_within(seqs, kv_tokens, least_s, steps))
                 if steps > 1 and arrival_s < inf and scheduler.accepting:
                     fewer = timer.steps_within(seqs, kv_tokens, arrival_s - now - NANOSECOND, steps)
                     if fewer < steps:
@@ -168,6 +194,7 @@ class EngineSim(EngineView):
                 )
             )
         completed, finished = scheduler.commit(batch, steps)
+        self.completed, self.finished = completed, finished
         for seq in completed:
             row = seq.row
             if seq.preemptions and recorder.first[row] == recorder.first[row]:

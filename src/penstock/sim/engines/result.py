@@ -48,13 +48,16 @@ def engine_run(
     recorder: EngineRecorder,
     engines: Sequence[EngineSim],
     ending: Ending,
+    *,
+    nodes: Sequence[str] | None = None,
 ) -> Run:
     """Gather what recorder and engines hold; token times are rebuilt when somebody asks.
 
-    Engines of the same name (one that was lost and came back) are one node of the run.
+    ``nodes`` names the node of the run that each engine belongs to, by default its own name:
+    engines of the same name (one that was lost and came back) are one node.
     """
     table = recorder.table()
-    names = tuple(dict.fromkeys(engine.spec.name for engine in engines))
+    places = [engine.spec.name for engine in engines] if nodes is None else list(nodes)
     return Run(
         name=name,
         header={
@@ -70,7 +73,7 @@ def engine_run(
         window_s=_window(workload, ending),
         requests=table,
         tokens=_token_times(table, engines),
-        nodes=_totals(names, engines),
+        nodes=_totals(places, engines),
         links=ending.links,
         events=ending.happened,
         routes=tuple((engine.spec.name,) for engine in engines),
@@ -116,25 +119,26 @@ def _token_times(table: RequestTable, engines: Sequence[EngineSim]) -> TokenTime
     return SpanTokenTimes(table.first_token_s, logs, timers)
 
 
-def _totals(names: tuple[str, ...], engines: Sequence[EngineSim]) -> NodeTotals:
-    place = {name: i for i, name in enumerate(names)}
+def _totals(places: Sequence[str], engines: Sequence[EngineSim]) -> NodeTotals:
+    names = tuple(dict.fromkeys(places))
+    number = {name: i for i, name in enumerate(names)}
+    at = [number[name] for name in places]
 
     def seconds(figure: Callable[[EngineSim], float]) -> NDArray[np.float64]:
         found = np.zeros(len(names))
-        for engine in engines:
-            found[place[engine.spec.name]] += figure(engine)
+        for place, engine in zip(at, engines, strict=True):
+            found[place] += figure(engine)
         return found
 
     def counts(figure: Callable[[EngineSim], int]) -> NDArray[np.int64]:
         found = np.zeros(len(names), np.int64)
-        for engine in engines:
-            found[place[engine.spec.name]] += figure(engine)
+        for place, engine in zip(at, engines, strict=True):
+            found[place] += figure(engine)
         return found
 
     peaks = np.zeros(len(names))
-    for engine in engines:
-        at = place[engine.spec.name]
-        peaks[at] = max(peaks[at], engine.scheduler.blocks.peak_fraction)
+    for place, engine in zip(at, engines, strict=True):
+        peaks[place] = max(peaks[place], engine.scheduler.blocks.peak_fraction)
     return NodeTotals(
         names=names,
         busy_s=seconds(lambda engine: engine.busy_s),

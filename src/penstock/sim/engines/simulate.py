@@ -10,7 +10,7 @@ from heapq import heappop, heappush
 from math import inf
 
 from penstock.cost.step_provenance import cost_header
-from penstock.cost.steps import HostedCost, StepCostModel
+from penstock.cost.steps import StepCostModel
 from penstock.errors import InputError
 from penstock.measure.run import Run
 from penstock.plan.planner import Progress
@@ -23,7 +23,7 @@ from penstock.sim.engines.fleet import EngineFleet, EngineSpec
 from penstock.sim.engines.options import EngineOptions
 from penstock.sim.engines.recorder import EngineLog, EngineRecorder
 from penstock.sim.engines.result import Ending, engine_run, fleet_entry
-from penstock.sim.engines.source import Feed, FrontEnd, open_source
+from penstock.sim.engines.source import Feed, behind_host, open_source
 from penstock.sim.engines.stages import engine_timers
 from penstock.spec.workload import Request, Workload
 
@@ -65,7 +65,7 @@ class _Simulation:
         self._active = self._engines
         source = open_source(workload, options.seed, self._kv_use)
         self._feeds = isinstance(source, Feed)
-        self._source = FrontEnd(source, cost.request_s) if isinstance(cost, HostedCost) else source
+        self._source = behind_host(source, cost)
         self._heap: list[tuple[float, int, int]] = []
         self._stamp = [0] * len(self._engines)
         self._number = 0

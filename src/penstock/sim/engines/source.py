@@ -9,6 +9,7 @@ from math import inf
 from random import Random
 from typing import Protocol
 
+from penstock.cost.steps import HostedCost, StepCostModel
 from penstock.errors import InputError
 from penstock.policy.admission import make_feeder
 from penstock.spec.workload import ClosedLoop, Request, Saturating, Workload, class_picker
@@ -100,11 +101,11 @@ class Feed:
 class FrontEnd:
     """Requests on their way to the engines through HTTP and tokeniser, first come first served.
 
-    ``delay_s`` (of prompt tokens) passes between sending and the scheduler. ``take`` gives None
+    ``delay_s`` (of the request) passes between sending and the scheduler. ``take`` gives None
     where a request has only just been sent.
     """
 
-    def __init__(self, source: Source, delay_s: Callable[[int], float]) -> None:
+    def __init__(self, source: Source, delay_s: Callable[[Request], float]) -> None:
         self._source = source
         self._delay_s = delay_s
         self._ready: deque[tuple[float, Request]] = deque()
@@ -117,7 +118,7 @@ class FrontEnd:
             request = self._ready.popleft()[1]
         else:
             sent = self._source.take()
-            ready_s = sent.arrival_s + self._delay_s(sent.prompt_tokens)
+            ready_s = sent.arrival_s + self._delay_s(sent)
             self._last_s = max(self._last_s, ready_s)
             self._ready.append((self._last_s, sent))
         self._look()
@@ -134,6 +135,14 @@ class FrontEnd:
     def _look(self) -> None:
         ready_s = self._ready[0][0] if self._ready else inf
         self.next_s = min(ready_s, self._source.next_s)
+
+
+def behind_host(source: Source, cost: StepCostModel) -> Source | FrontEnd:
+    """``source`` behind the HTTP server and tokeniser, where the cost model knows them."""
+    if not isinstance(cost, HostedCost):
+        return source
+    seconds = cost.request_s
+    return FrontEnd(source, lambda sent: seconds(sent.prompt_tokens))
 
 
 def open_source(workload: Workload, seed: int, kv_use: Callable[[], float]) -> Source:
