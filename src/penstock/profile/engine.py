@@ -27,6 +27,7 @@ from penstock.measure.loadgen.bench import BenchSettings, open_client
 from penstock.measure.run import Run
 from penstock.measure.store import read_run
 from penstock.plan.plan import Plan
+from penstock.profile.beside import slowdown_beside
 from penstock.profile.drive import Seen, drive
 from penstock.profile.fit import (
     Line,
@@ -37,7 +38,7 @@ from penstock.profile.fit import (
     mixed_saves_s,
     prefill_points,
 )
-from penstock.profile.links import Links, measure_links
+from penstock.profile.links import measure_links
 from penstock.profile.probes import Bounds, Probe, probes
 from penstock.profile.server import serving
 
@@ -66,8 +67,8 @@ async def profile_engine(
     Raises ``InputError`` where the server does not start or a request fails.
     """
     settings = settings or ProfileSettings()
-    engine = plan.engines[0]
     bounds = engine_bounds(plan)
+    node = plan.cluster.node(plan.engines[0].stages[0].node)
     wanted = list(probes(bounds, settings.repeat))
     flags = ["--dtype", settings.dtype, "--device", settings.device]
     flags += ["--threads", str(settings.threads)]
@@ -83,13 +84,21 @@ async def profile_engine(
         ):
             seen = await drive(client, wanted, show)
         record = read_run(folder / "record")
-    links = None
-    if settings.links and plan.cluster.node(engine.stages[0].node).count == 1:
+    found = engine_profile(plan, bounds, seen, record)
+    if node.accelerator.name == "CPU" and node.count == 1:
+        report("beside another engine", 1.0)
+        timer = TableTimer(decode_lines(found.decode), *prefill_curve(found.prefill), 1)
+        share = await slowdown_beside(plan, bounds, timer, flags)
+        found = found.model_copy(update={"beside": share})
+    if settings.links and node.count == 1:
         report("links between workers", 1.0)
         links = await measure_links(
             plan, dtype=settings.dtype, device=settings.device, threads=settings.threads
         )
-    return engine_profile(plan, bounds, seen, record, links)
+        found = found.model_copy(
+            update={"kv_transfer": _link(links.kv), "hidden_states": _link(links.hidden)}
+        )
+    return found
 
 
 def engine_bounds(plan: Plan) -> Bounds:
@@ -106,9 +115,7 @@ def engine_bounds(plan: Plan) -> Bounds:
     )
 
 
-def engine_profile(
-    plan: Plan, bounds: Bounds, seen: Sequence[Seen], record: Run, links: Links | None
-) -> StepTableFile:
+def engine_profile(plan: Plan, bounds: Bounds, seen: Sequence[Seen], record: Run) -> StepTableFile:
     """The profile of what a client (``seen``) and its server (``record``) saw of the same."""
     engine = plan.engines[0]
     node = plan.cluster.node(engine.stages[0].node)
@@ -139,8 +146,6 @@ def engine_profile(
         provenance="measured",
         error=f"decode lines: residual {median:.1%} median, {worst:.1%} largest",
         host=HostTimes(fixed=host.fixed, per_prompt_token=host.slope),
-        kv_transfer=None if links is None else _link(links.kv),
-        hidden_states=None if links is None else _link(links.hidden),
         decode=tuple(decode),
         prefill=prefill,
         mixed_saves=None if stages > 1 else mixed_saves_s(mixed, timer, bounds.chunk_tokens),

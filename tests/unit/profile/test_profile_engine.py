@@ -42,7 +42,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Plan:
 def profile(plan: Plan) -> StepTableFile:
     bounds = engine_bounds(plan)
     seen, record = served(plan, list(probes(bounds, 2)))
-    return engine_profile(plan, bounds, seen, record, None)
+    return engine_profile(plan, bounds, seen, record)
 
 
 @given(
