@@ -178,12 +178,21 @@ def _check_address(address: str) -> None:
     if "/" in host or not host or not port.isdigit():
         raise InputError(f"a Ray address is host:port of the head node, or auto (got {address!r})")
     try:
-        socket.create_connection((host, int(port)), _CONNECT_S).close()
+        with socket.create_connection((host, int(port)), _CONNECT_S) as connection:
+            if "RAY_USE_TLS" not in os.environ and not _speaks_grpc(connection):
+                raise ConnectionError("what listens there is not Ray")
     except OSError as error:
         raise InputError(
             f"no Ray cluster answers at {address}: {error.strerror or error}; start one with "
             "'ray start --head', or leave the address out"
         ) from error
+
+
+def _speaks_grpc(connection: socket.socket) -> bool:
+    """Whether HTTP/2, which carries gRPC, is answered with its settings (RFC 9113, 3.4)."""
+    connection.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0]))
+    head = connection.recv(9, socket.MSG_WAITALL)
+    return len(head) == 9 and head[3] == 4
 
 
 def _ray() -> Any:

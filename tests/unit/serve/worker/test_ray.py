@@ -12,7 +12,7 @@ import pytest
 from worker_factory import Listener, decode_over_stages, hops, stage
 
 from penstock.errors import InputError
-from penstock.serve.ray_pool import RayPool, find_node
+from penstock.serve.ray_pool import RayPool, _check_address, find_node
 from penstock.serve.worker.null_executor import null_token
 
 pytest.importorskip("ray", reason="the serve extra brings Ray")
@@ -50,6 +50,20 @@ async def test_a_cluster_that_is_not_there_is_an_input_error(address: str) -> No
     assert address in str(error.value)
     assert "\n" not in str(error.value)
     await pool.close()
+
+
+async def test_another_server_at_the_address_is_an_input_error() -> None:
+    """Ray itself would go on asking it for minutes."""
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(InputError, match="not Ray"):
+            await asyncio.to_thread(_check_address, f"127.0.0.1:{port}")
 
 
 @pytest.mark.slow
