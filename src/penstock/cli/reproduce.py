@@ -27,7 +27,7 @@ def reproduce(
         help="Sections or figures (helix: 6.3 to 6.9, max-flow; vidur: s1 to s3; adaserve: fig1, "
         "fig8 to fig15, ours; distserve: simulator, tables, search, 1, 8 to 12, 175b; sds: policy, "
         "pools, operations, trace; maveriq: profiles, estimator, ours, deployments, traces, "
-        "serving, gains; accelerate: serving, service, memory); default: all.",
+        "serving, gains, steps, endtoend; accelerate: serving, service, memory); default: all.",
     ),
     only: str = typer.Option(
         "", "--only", help="Run only cases whose name holds all these words ('70b offline helix')."

@@ -117,6 +117,25 @@ class HostedCost(Protocol):
         ...
 
 
+@runtime_checkable
+class SharedMachineCost(Protocol):
+    """A cost model that knows how engines on one machine slow each other down."""
+
+    @property
+    def beside(self) -> float:
+        """What a step takes longer, as a share, while one other engine is busy."""
+        ...
+
+
+@runtime_checkable
+class WeighedCost(Protocol):
+    """A cost model that knows what a GPU holds beside KV memory, a runtime of its own included."""
+
+    def weight_bytes_per_accelerator(self, shape: EngineShape) -> float:
+        """Bytes on the fullest GPU of an engine of ``shape``."""
+        ...
+
+
 def stage_timers(cost: StepCostModel, shape: EngineShape) -> tuple[StepTimer, ...]:
     """One timer per pipeline stage of ``shape``, in order; equal stages by default."""
     if isinstance(cost, StagedStepCostModel):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from penstock.experiments.figures import bar_plots, curve_plot
 from penstock.experiments.rows import Row
@@ -13,7 +14,12 @@ _METRICS = ("median latency", "requests per minute", "completed", "attainment at
 
 def maveriq_plots(rows: Sequence[Row]) -> list[Plot]:
     """Errors and gains as bars, serving as curves over the rate scale."""
-    return [*_error_plots(rows), *_gain_plots(rows), *serving_plots(rows)]
+    return [
+        *_error_plots(rows),
+        *_gain_plots(rows),
+        *serving_plots(rows),
+        *end_to_end_plots(rows),
+    ]
 
 
 def _error_plots(rows: Sequence[Row]) -> list[Plot]:
@@ -58,3 +64,21 @@ def serving_plots(rows: Sequence[Row]) -> list[Plot]:
             curve_plot(name.partition(",")[0], points, "rate scale", name.split(" ", 3)[3])
         )
     return plots
+
+
+def end_to_end_plots(rows: Sequence[Row]) -> list[Plot]:
+    """Attainment of all systems over the rate scale; a figure a set, trace, forms and factor."""
+    groups: dict[str, dict[str, list[tuple[float, Row]]]] = {}
+    for row in rows:
+        what, _, system = row.metric.partition(" of ")
+        if row.experiment != "endtoend" or what != "attainment":
+            continue
+        models, trace, scale, forms, factor = row.case.split(" ")
+        name = f"end to end {models} {trace} {forms} {factor}"
+        # The figure beside ours is that of another line already.
+        alone = replace(row, published=None)
+        groups.setdefault(name, {}).setdefault(system, []).append((float(scale), alone))
+    return [
+        curve_plot(name, points, "rate scale", "within limits, % of sent")
+        for name, points in groups.items()
+    ]

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import ceil
 from pathlib import Path
 
 import numpy as np
@@ -254,17 +255,18 @@ class TableCost:
         return self._steps(shape).timer(shape.pipeline_parallel_size)
 
     def weight_bytes_per_accelerator(self, shape: EngineShape) -> float:
-        """Measured memory of a GPU at batch 1: weights, runtime, and KV memory set aside."""
+        """Measured memory of the fullest GPU at batch 1: weights, runtime, KV memory set aside."""
         total = self._tables.memory_bytes(self._name, self._configuration(shape))
-        return total / shape.num_accelerators
+        layers, stages = self._model.num_hidden_layers, shape.pipeline_parallel_size
+        return total / shape.num_accelerators * (ceil(layers / stages) * stages / layers)
 
     def kv_capacity_tokens(self, shape: EngineShape) -> int:
         """Tokens of KV memory beside what was measured. Raises ``Infeasible``."""
         room = GPU_BYTES * shape.gpu_memory_utilization - self.weight_bytes_per_accelerator(shape)
-        layers = self._model.num_hidden_layers
-        each = self._model.kv_bytes_per_token_per_layer * layers / shape.num_accelerators
-        tokens = int(room / each) if room > 0 else 0
-        if tokens < 1:
+        layers = ceil(self._model.num_hidden_layers / shape.pipeline_parallel_size)
+        split = min(shape.tensor_parallel_size, self._model.num_key_value_heads)
+        tokens = int(room / (self._model.kv_bytes_per_token_per_layer * layers / split))
+        if room <= 0 or tokens < 1:
             raise Infeasible(
                 f"{self._name} does not fit on {shape.num_accelerators} x A6000",
                 binding="accelerator memory",

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import ceil, inf
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from penstock.cost.steps import EngineShape, StepCostModel, stage_timers
+from penstock.cost.steps import EngineShape, StepCostModel, WeighedCost, stage_timers
 from penstock.errors import Infeasible, SpecError
 from penstock.plan.goodput.machines import Machines
 from penstock.plan.goodput.publish import even_stages
@@ -22,13 +21,6 @@ from penstock.spec.variants import Precision, Variant
 from penstock.spec.workload import Request, SLOClass
 
 BLOCK_TOKENS = 16
-
-
-@runtime_checkable
-class WeighedCost(Protocol):
-    """A step cost that knows what the fullest GPU of a shape holds beside KV memory."""
-
-    def weight_bytes_per_accelerator(self, shape: EngineShape) -> float: ...
 
 
 @dataclass(frozen=True, slots=True)
