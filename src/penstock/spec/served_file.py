@@ -18,7 +18,7 @@ from penstock.spec.strict import Duration, Strict, validate
 from penstock.spec.variants import Precision, Variant
 from penstock.spec.workload import SLO
 from penstock.spec.workload_parts import limits_of
-from penstock.spec.workload_schema import LimitsFile
+from penstock.spec.workload_schema import LimitsFile, WorkloadFile
 
 Share = Annotated[float, Field(gt=0, le=1)]
 _TRAFFIC = ("arrivals", "lengths", "classes")
@@ -113,7 +113,10 @@ def is_served_file(path: str | Path) -> bool:
         return False
     data = read_yaml(path)
     rows = data.get("models")
-    return set(data) == {"models"} and not (isinstance(rows, list) and any(map(_traffic, rows)))
+    others = set(WorkloadFile.model_fields) - {"models"}
+    if rows is None or not others.isdisjoint(data):
+        return False
+    return not (isinstance(rows, list) and any(map(_traffic, rows)))
 
 
 def _traffic(row: object) -> bool:

@@ -55,6 +55,7 @@ class _Columns:
     seconds: Callable[[Any], float] = float
     absolute: bool = False
     class_name: str | None = None
+    model: str | None = None
     hashes: str | None = None
     skip_empty_output: bool = False
 
@@ -69,7 +70,9 @@ def _azure_seconds(text: str) -> float:
 
 
 _FORMATS: Mapping[TraceFormat, _Columns] = {
-    "penstock": _Columns("arrival_s", "prompt_tokens", "output_tokens", class_name="class"),
+    "penstock": _Columns(
+        "arrival_s", "prompt_tokens", "output_tokens", class_name="class", model="model"
+    ),
     "azure": _Columns(
         "TIMESTAMP", "ContextTokens", "GeneratedTokens", _azure_seconds, absolute=True
     ),
@@ -88,7 +91,8 @@ _FORMATS: Mapping[TraceFormat, _Columns] = {
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[TextIO]:
+def opened(path: Path) -> Iterator[TextIO]:
+    """A text file, gzipped or not. Raises ``SpecError`` where it cannot be read."""
     try:
         if path.suffix == ".gz":
             with gzip.open(path, "rt", encoding="utf-8-sig", newline="") as file:
@@ -107,7 +111,7 @@ def _opened(path: Path) -> Iterator[TextIO]:
 def detect_format(path: str | Path) -> TraceFormat:
     """Tell the format from the columns (or keys) of the file."""
     path = Path(path)
-    with _opened(path) as file:
+    with opened(path) as file:
         head = ""
         while not head.strip():
             head = file.readline(1 << 20)
@@ -146,12 +150,12 @@ def _rows(path: Path, trace_format: TraceFormat) -> Iterator[tuple[int, Row]]:
         yield from enumerate(_sharegpt(path), start=1)
         return
     if trace_format in ("mooncake", "llmservingsim"):
-        with _opened(path) as file:
+        with opened(path) as file:
             for line, text in enumerate(file, start=1):
                 if text.strip():
                     yield line, _json_row(path, line, text)
         return
-    with _opened(path) as file:
+    with opened(path) as file:
         reader = csv.reader(file)
         header: list[str] | None = None
         for values in reader:
@@ -286,7 +290,8 @@ class TraceFile:
     ``start_s``/``end_s`` cut a window out of the file (arrivals then count from its start),
     ``rate_scale`` 2 makes requests come twice as fast, ``max_requests`` stops early. Requests of
     a file without classes get one of ``classes`` by share, from ``seed``. ``count`` and
-    ``last_arrival_s`` are what ``open_trace`` counted.
+    ``last_arrival_s`` are what ``open_trace`` counted, ``models`` those it met. A request of a
+    model that names no class is in the class of the model's name, where there is one.
     """
 
     path: str
@@ -299,6 +304,7 @@ class TraceFile:
     seed: int = 0
     count: int = 0
     last_arrival_s: float = 0.0
+    models: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return self.count
@@ -350,12 +356,14 @@ class TraceFile:
                 raise SpecError(
                     "no such class", source=f"{self.path}:{line}", key="class", value=written
                 )
+            model = (row.get(reader.columns.model) or "") if reader.columns.model else ""
             yield Request(
                 id=number,
                 arrival_s=(time_s - self.start_s) / self.rate_scale,
                 prompt_tokens=lengths[0],
                 output_tokens=lengths[1],
-                class_name=written or pick(),
+                class_name=written or (model if model and model in names else pick()),
+                model=model,
                 prefix_hashes=reader.hashes(line, row),
             )
             number += 1
@@ -376,15 +384,18 @@ def open_trace(
         str(path), detect_format(path), rate_scale, start_s, end_s, max_requests, classes, seed
     )
     count, last_s = 0, 0.0
+    models: dict[str, None] = {}
     for request in trace:
         count, last_s = count + 1, request.arrival_s
+        models[request.model] = None
     if count == 0:
         raise SpecError(
             "the trace is empty" if end_s == math.inf else "no request in this window",
             source=path,
             fix="give a file with requests, or a wider window",
         )
-    return replace(trace, count=count, last_arrival_s=last_s)
+    named = tuple(sorted(model for model in models if model))
+    return replace(trace, count=count, last_arrival_s=last_s, models=named)
 
 
 def read_column(path: str | Path, name: str) -> tuple[int, ...]:
@@ -402,14 +413,27 @@ def read_column(path: str | Path, name: str) -> tuple[int, ...]:
 
 
 def penstock_lines(requests: Iterable[Request]) -> Iterator[str]:
-    """Our CSV: ``arrival_s,prompt_tokens,output_tokens[,class]``. Times keep every digit."""
+    """Our CSV: ``arrival_s,prompt_tokens,output_tokens[,class][,model]``. Times keep every digit.
+
+    The first request decides which of the last two there are.
+    """
     stream = iter(requests)
     first = next(stream, None)
     named = first is not None and bool(first.class_name)
-    yield "arrival_s,prompt_tokens,output_tokens" + (",class" if named else "") + "\n"
+    modelled = first is not None and bool(first.model)
+    extra = (",class" if named else "") + (",model" if modelled else "")
+    yield f"arrival_s,prompt_tokens,output_tokens{extra}\n"
     for request in chain([first] if first is not None else [], stream):
         line = f"{request.arrival_s!r},{request.prompt_tokens},{request.output_tokens}"
-        yield line + (f",{request.class_name}" if named else "") + "\n"
+        line += f",{_cell(request.class_name)}" if named else ""
+        yield line + (f",{_cell(request.model)}" if modelled else "") + "\n"
+
+
+def _cell(text: str) -> str:
+    """``text`` as a CSV cell."""
+    if not any(mark in text for mark in ',"\r\n'):
+        return text
+    return '"' + text.replace('"', '""') + '"'
 
 
 def azure_lines(requests: Iterable[Request]) -> Iterator[str]:

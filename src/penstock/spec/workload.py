@@ -168,6 +168,16 @@ class Workload:
     source: str = ""
     streams: tuple[ModelStream, ...] = ()
 
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models that requests name; () where they name none. A list of requests is walked."""
+        if self.streams:
+            return tuple(stream.model for stream in self.streams)
+        named = getattr(self.trace, "models", None)
+        if named is None:
+            named = dict.fromkeys(request.model for request in self.trace)
+        return tuple(sorted(model for model in named if model))
+
     def requests(self, seed: int | None = None) -> Iterator[Request]:
         """Stream the requests of a trace or of open-loop arrivals, in order of arrival.
 

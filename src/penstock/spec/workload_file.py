@@ -20,6 +20,7 @@ from penstock.spec.workload_parts import (
     without_none,
 )
 from penstock.spec.workload_schema import RequestFile, TraceSpecFile, WorkloadFile
+from penstock.spec.workload_streams import has_streams, stream_to_dict, streams_of
 
 DEFAULT_DURATION_S = 600.0
 
@@ -37,6 +38,17 @@ def workload_from_dict(data: object, source: str | Path = "workload") -> Workloa
 
 
 def _build(file: WorkloadFile, source: Path) -> Workload:
+    if has_streams(file):
+        streams, length_s = streams_of(file, source)
+        return Workload(
+            name=file.name or source.stem,
+            duration_s=_duration_s(file, length_s),
+            warmup_s=file.warmup,
+            classes=tuple(entry for stream in streams for entry in stream.classes),
+            seed=file.seed,
+            source=str(source),
+            streams=streams,
+        )
     classes = _classes(file)
     explicit = [key for key in ("trace", "requests") if getattr(file, key) is not None]
     if len(explicit) > 1 or (explicit and file.arrivals is not None):
@@ -45,17 +57,11 @@ def _build(file: WorkloadFile, source: Path) -> Workload:
         missing = "lengths" if file.lengths is None else "arrivals"
         raise SpecError("key is missing", key=missing, fix="or give a trace")
     trace = _trace(file, classes, source)
-    duration_s = file.duration
-    if duration_s is None:
-        last_s = max((request.arrival_s for request in trace), default=0.0) if trace else 0.0
-        duration_s = last_s if trace else file.warmup + DEFAULT_DURATION_S
-    if duration_s <= file.warmup and not trace:
-        raise SpecError(
-            "nothing is left to measure",
-            key="duration",
-            value=duration_s,
-            fix=f"give more than the warmup of {file.warmup:g} s",
-        )
+    if trace:
+        last_s = max((request.arrival_s for request in trace), default=0.0)
+        duration_s = last_s if file.duration is None else file.duration
+    else:
+        duration_s = _duration_s(file, None)
     return Workload(
         name=file.name or source.stem,
         duration_s=duration_s,
@@ -67,6 +73,21 @@ def _build(file: WorkloadFile, source: Path) -> Workload:
         seed=file.seed,
         source=str(source),
     )
+
+
+def _duration_s(file: WorkloadFile, length_s: float | None) -> float:
+    """Seconds of traffic: as asked, else as long as there is any, else ten minutes."""
+    duration_s = file.duration
+    if duration_s is None:
+        duration_s = file.warmup + DEFAULT_DURATION_S if length_s is None else length_s
+    if duration_s <= file.warmup:
+        raise SpecError(
+            "nothing is left to measure",
+            key="duration",
+            value=duration_s,
+            fix=f"give more than the warmup of {file.warmup:g} s",
+        )
+    return duration_s
 
 
 def _classes(file: WorkloadFile) -> tuple[SLOClass, ...]:
@@ -152,7 +173,9 @@ def workload_to_dict(workload: Workload) -> dict[str, object]:
         data["trace"] = _trace_dict(workload.trace)
     elif len(workload.trace):
         data["requests"] = [_request_dict(request) for request in workload.trace]
-    if workload.classes:
+    if workload.streams:
+        data["models"] = [stream_to_dict(stream) for stream in workload.streams]
+    elif workload.classes:
         data["classes"] = [class_to_dict(entry) for entry in workload.classes]
     return data
 

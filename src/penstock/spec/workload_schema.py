@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BeforeValidator, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from penstock.errors import SpecError
+from penstock.spec.popularity import PopularityLaw
 from penstock.spec.strict import Count, Duration, Rate, Strict
 from penstock.spec.units import parse_duration
 from penstock.spec.workload import parse_multiple
@@ -216,8 +217,72 @@ class RequestFile(Strict):
     prefix_hashes: tuple[int, ...] = ()
 
 
+class StreamFile(Strict):
+    """The traffic of one model of several. The class of its requests has the model's name, unless
+    it names classes.
+    """
+
+    name: str = Field(min_length=1)
+    arrivals: ArrivalsFile | None = None
+    lengths: LengthsFile | str | None = None
+    classes: list[ClassFile] = Field(default_factory=list)
+    slo: LimitsFile | None = None
+    priority: int = 0
+
+
+ModelNames = Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)]
+
+
+class PopularityFile(RateFile):
+    """One rate shared by models, the most popular first; ``cv`` left out = Poisson arrivals."""
+
+    models: ModelNames | None = None
+    cv: Positive | None = None
+    law: PopularityLaw = "power_law"
+    exponent: Annotated[float, Field(ge=0)] = 0.5
+
+
+class FunctionsFile(Strict):
+    """An Azure Functions trace: ``counts`` a minute (2019) or single ``invocations`` (2021)."""
+
+    counts: str | None = None
+    invocations: str | None = None
+    models: ModelNames | None = None
+    mapping: Literal["stripe", "block"] = "stripe"
+    rate_scale: Positive = 1.0
+    cv_scale: Positive = 1.0
+    start: Duration = 0.0
+    end: Duration | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choice(cls, data: Any) -> Any:
+        return _one_of(data, ("counts", "invocations"))
+
+
+class MinuteBinsFile(Strict):
+    """Requests per minute, replayed bin by bin; model i is loaded at bin ``load_bins[i]``.
+
+    ``counts`` are inline or the ``column`` of a CSV file. A bin lasts ``replay``, its arrivals lie
+    in the first ``window``, each load delays what follows by ``load``. Default: one more model
+    every bin.
+    """
+
+    counts: list[Annotated[int, Field(ge=0)]] | str
+    column: str = "requests"
+    scale: Positive = 1.0
+    models: ModelNames | None = None
+    load_bins: list[Annotated[int, Field(ge=0)]] | None = None
+    replay: Duration = 30.0
+    window: Duration = 29.9
+    load: Duration = 90.0
+    seed: Annotated[int, Field(strict=True, ge=0)] = 42
+
+
 class WorkloadFile(Strict):
-    """What is asked of the fleet."""
+    """What is asked of the fleet: of one model, or of several (models, popularity, functions,
+    minute_bins).
+    """
 
     name: str = ""
     description: str = ""
@@ -228,6 +293,10 @@ class WorkloadFile(Strict):
     arrivals: ArrivalsFile | None = None
     trace: TraceSpecFile | str | None = None
     requests: list[RequestFile] | None = None
+    models: list[StreamFile] | None = Field(default=None, min_length=1)
+    popularity: PopularityFile | None = None
+    functions: FunctionsFile | None = None
+    minute_bins: MinuteBinsFile | None = None
     classes: list[ClassFile] = Field(default_factory=list)
     slo: ClassFile | None = Field(default=None, description="limits when there is one class")
 

@@ -8,11 +8,13 @@ from penstock.errors import SpecError
 from penstock.spec.arrivals import (
     BucketArrivals,
     GammaArrivals,
+    GivenArrivals,
+    IntervalArrivals,
     PoissonArrivals,
     UniformArrivals,
 )
 from penstock.spec.traces import TraceFile
-from penstock.spec.workload import Workload
+from penstock.spec.workload import ModelStream, OpenLoopArrivals, Workload
 
 
 def with_rate(workload: Workload, rate_per_s: float) -> Workload:
@@ -23,6 +25,8 @@ def with_rate(workload: Workload, rate_per_s: float) -> Workload:
     """
     if not 0 < rate_per_s < float("inf"):
         raise SpecError("must be finite and above 0", key="rate", value=rate_per_s)
+    if workload.streams:
+        return _streams_at(workload, rate_per_s)
     trace = workload.trace
     if isinstance(trace, TraceFile):
         scaled = trace.at_rate(rate_per_s)
@@ -43,8 +47,48 @@ def with_rate(workload: Workload, rate_per_s: float) -> Workload:
     )
 
 
+def _streams_at(workload: Workload, rate_per_s: float) -> Workload:
+    """All models together at that rate; each keeps its share."""
+    factor = rate_per_s / sum(stream_rate_per_s(stream) for stream in workload.streams)
+    streams = tuple(
+        replace(stream, arrivals=_faster(stream.arrivals, factor)) for stream in workload.streams
+    )
+    explicit = all(isinstance(stream.arrivals, GivenArrivals) for stream in streams)
+    duration_s = workload.duration_s / factor if explicit else workload.duration_s
+    return replace(workload, streams=streams, duration_s=duration_s)
+
+
+def stream_rate_per_s(stream: ModelStream) -> float:
+    """Mean rate of the requests of one model. Raises ``SpecError`` where arrivals have none."""
+    rate: float | None = getattr(stream.arrivals, "rate_per_s", None)
+    if rate is None or rate == float("inf"):
+        raise SpecError("has no request rate to set", key=f"arrivals of {stream.model}")
+    return rate
+
+
+def _faster(arrivals: OpenLoopArrivals, factor: float) -> OpenLoopArrivals:
+    if isinstance(arrivals, GivenArrivals):
+        return GivenArrivals(tuple(time_s / factor for time_s in arrivals.times_s))
+    if isinstance(arrivals, IntervalArrivals):
+        return replace(arrivals, rates_per_s=tuple(factor * rate for rate in arrivals.rates_per_s))
+    if isinstance(arrivals, PoissonArrivals | GammaArrivals | UniformArrivals | BucketArrivals):
+        return replace(arrivals, rate_per_s=factor * arrivals.rate_per_s)
+    raise SpecError("has no request rate to set", value=type(arrivals).__name__)
+
+
 def mean_lengths(workload: Workload) -> tuple[float, float]:
     """(prompt, output) tokens of a mean request of ``workload``."""
+    if workload.streams:
+        rates = [stream_rate_per_s(stream) for stream in workload.streams]
+        prompt = sum(
+            rate * stream.lengths.mean_prompt_tokens
+            for rate, stream in zip(rates, workload.streams, strict=True)
+        )
+        output = sum(
+            rate * stream.lengths.mean_output_tokens
+            for rate, stream in zip(rates, workload.streams, strict=True)
+        )
+        return prompt / sum(rates), output / sum(rates)
     if workload.lengths is not None:
         return workload.lengths.mean_prompt_tokens, workload.lengths.mean_output_tokens
     prompts = outputs = count = 0

@@ -1,4 +1,4 @@
-"""Arrivals from counts per minute and per interval: exact counts, right moments, clear errors."""
+"""Arrivals from counts per minute: exact counts, windows kept, clear errors."""
 
 from __future__ import annotations
 
@@ -8,16 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock.errors import SpecError
-from penstock.spec.minute_bins import (
-    MAF2_INTERVAL_S,
-    BinRules,
-    bin_trace,
-    functions_2019,
-    functions_2021,
-    interval_arrivals,
-    power_law_rates,
-    spread,
-)
+from penstock.spec.minute_bins import BinRules, bin_trace
 
 
 @settings(max_examples=60, deadline=None)
@@ -71,54 +62,6 @@ def test_bad_traces_are_refused(
     """The line names what is wrong."""
     with pytest.raises(SpecError, match=word):
         bin_trace(counts, scale, loads)
-
-
-def test_power_law_is_a_power_law() -> None:
-    """Rates fall as (i + 1) ** -0.5 and keep their sum."""
-    rates = power_law_rates(16, 8.0)
-    assert rates.sum() == pytest.approx(8.0)
-    assert rates[0] / rates[3] == pytest.approx(2.0)
-    assert rates[0] / rates[15] == pytest.approx(4.0)
-
-
-def test_gamma_has_its_moments() -> None:
-    """Over a long interval the rate and the CV are those asked for."""
-    times = interval_arrivals([20.0], [3.0], 20_000.0, seed=1)
-    gaps = np.diff(times)
-    assert len(times) / 20_000.0 == pytest.approx(20.0, rel=0.03)
-    assert gaps.std() / gaps.mean() == pytest.approx(3.0, rel=0.05)
-
-
-def test_intervals_keep_to_themselves() -> None:
-    """An interval without rate is empty; the others hold only their own times."""
-    times = interval_arrivals([5.0, 0.0, 5.0], [1.0, 1.0, 1.0], 60.0, seed=2)
-    assert not np.any((times >= 60) & (times < 120))
-    assert times.max() < 180
-    assert np.all(np.diff(times) >= 0)
-
-
-def test_functions_2019_scale_with_the_rate() -> None:
-    """Twice the rate scale gives about twice the arrivals."""
-    counts = [600.0] * 60
-    one, two = (len(functions_2019(counts, scale, 1.0, seed=3)) for scale in (1.0, 2.0))
-    assert one == pytest.approx(36_000, rel=0.03)
-    assert two == pytest.approx(2 * one, rel=0.03)
-
-
-def test_functions_2021_resets_a_fit_that_is_too_fast() -> None:
-    """A burst in an otherwise empty interval counts with its empirical rate, not its own."""
-    burst = np.linspace(100.0, 101.0, 500)
-    times = functions_2021(burst, 1.0, 1.0, seed=4)
-    assert len(times) == pytest.approx(500, rel=0.2)
-    assert times.max() < MAF2_INTERVAL_S
-
-
-def test_spread_keeps_all_load() -> None:
-    """Stripes and blocks map functions differently and lose nothing."""
-    series = {str(i): np.array([float(2**i), 1.0]) for i in range(4)}
-    stripe, block = spread(series, 2), spread(series, 2, "block")
-    assert [one[0] for one in stripe] == [1 + 4, 2 + 8]
-    assert [one[0] for one in block] == [1 + 2, 4 + 8]
 
 
 def test_requests_carry_their_model() -> None:

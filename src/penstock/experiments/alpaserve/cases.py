@@ -16,7 +16,7 @@ from penstock.experiments.alpaserve.data import (
     with_shifted_ids,
     with_true_latency,
 )
-from penstock.experiments.alpaserve.traffic import gamma_traffic, minute_traffic, power_law_rates
+from penstock.experiments.alpaserve.traffic import gamma_traffic, minute_traffic
 from penstock.plan.pool.model import (
     LatencyProfile,
     PoolCluster,
@@ -27,6 +27,7 @@ from penstock.plan.pool.model import (
 )
 from penstock.plan.pool.search import AS_MAVERIQ, ShapeLimits
 from penstock.plan.pool.tables import tables_of
+from penstock.spec.popularity import popularity_rates
 
 GIB = 2.0**30
 MAVERIQ_CLUSTER = PoolCluster(8, 48 * GIB)
@@ -120,7 +121,7 @@ class BertPool:
     duration_s: float = 200.0
 
     def problem(self, profile: LatencyProfile) -> PoolProblem:
-        rates = power_law_rates(self.models, self.rate_rps)
+        rates = popularity_rates(self.models, self.rate_rps)
         limit = self.slo_factor * profile.timings[Shape(1, 1)].latency_s[0]
         traffic = gamma_traffic(rates, [limit] * self.models, self.cv, self.duration_s)
         models = tuple(PoolModel(profile, limit, rate) for rate in rates)

@@ -15,12 +15,6 @@ LOADING_S = 90.0
 SEED = 42
 
 
-def power_law_rates(count: int, total_rps: float, alpha: float = 0.5) -> list[float]:
-    """Rates that fall as (i + 1)^-alpha and sum to ``total_rps``."""
-    weights = [(i + 1) ** -alpha for i in range(count)]
-    return [total_rps * weight / sum(weights) for weight in weights]
-
-
 def gamma_arrivals(rate_rps: float, cv: float, duration_s: float, seed: int) -> list[float]:
     """Seconds of one model's arrivals: gamma gaps drawn in blocks, as AlpaServe draws them."""
     random = np.random.RandomState(seed)

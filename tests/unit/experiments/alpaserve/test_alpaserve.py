@@ -19,16 +19,17 @@ from penstock.experiments.alpaserve.data import (
 )
 from penstock.experiments.alpaserve.figures import alpaserve_plots
 from penstock.experiments.alpaserve.reproduce import reproduce_alpaserve
-from penstock.experiments.alpaserve.traffic import gamma_arrivals, minute_traffic, power_law_rates
+from penstock.experiments.alpaserve.traffic import gamma_arrivals, minute_traffic
 from penstock.experiments.rows import Labels, Tolerance, at_least, judged
 from penstock.experiments.system import Request
 from penstock.plan.pool.model import NOBODY, PoolPlacement, Shape
 from penstock.plan.pool.search import sr_greedy
+from penstock.spec.popularity import popularity_rates
 
 
 def test_rates_fall_as_a_power_law() -> None:
     """Four times the rank has half the rate, and all sum to the total."""
-    rates = power_law_rates(8, 10.0)
+    rates = popularity_rates(8, 10.0)
     assert sum(rates) == pytest.approx(10.0)
     assert rates[3] == pytest.approx(rates[0] / 2)
 
