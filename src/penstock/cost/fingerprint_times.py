@@ -1,9 +1,10 @@
 """Times of a layer, and of all that is not layers, from cuts of a checkpoint.
 
 A step of n layers takes ``rest + n * layer`` seconds, so runs of one and two layers tell both.
-Decode: a rest and a layer for every batch size that was measured, and one figure for reading a
-token of context. Prompts: both have a fixed part and one for each token; the rest has one for
-each sequence, a layer one for each pair of tokens that attend to each other.
+Decode: a rest and a layer for every batch size that was measured, neither less than that of a
+smaller one, and one figure for reading a token of context. Prompts: both have a fixed part and
+one for each token; the rest has one for each sequence, a layer one for each pair of tokens that
+attend to each other.
 All coefficients are 0 or more and fitted by relative error over all cuts at once.
 """
 
@@ -105,14 +106,16 @@ def _decode(
     runs: Sequence[CutRun],
 ) -> tuple[tuple[int, ...], tuple[float, ...], tuple[float, ...], float]:
     batches = tuple(sorted({run.batch for run in runs}))
-    rows = np.zeros((len(runs), 2 * len(batches) + 1))
+    count = len(batches)
+    rows = np.zeros((len(runs), 2 * count + 1))
     for i, run in enumerate(runs):
-        place = batches.index(run.batch)
-        rows[i, place] = 1.0
-        rows[i, len(batches) + place] = run.layers
+        # A column for what each further size adds, which is 0 or more.
+        upto = batches.index(run.batch) + 1
+        rows[i, :upto] = 1.0
+        rows[i, count : count + upto] = run.layers
         rows[i, -1] = run.layers * mean_context(run)
     found = _fit(rows, [decode_step_s(run) for run in runs])
-    rest, layer = found[: len(batches)], found[len(batches) : -1]
+    rest, layer = np.cumsum(found[:count]), np.cumsum(found[count:-1])
     return batches, tuple(map(float, rest)), tuple(map(float, layer)), float(found[-1])
 
 

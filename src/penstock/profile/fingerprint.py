@@ -61,13 +61,17 @@ _CHUNKS = ((128, 512), (512, 512))
 
 @dataclass(frozen=True, slots=True)
 class FingerprintSettings:
-    """``dtypes``: () is the one the checkpoint is stored in. ``cuts``: depths that are measured."""
+    """``dtypes``: () is the one the checkpoint is stored in. ``cuts``: depths that are measured.
+
+    ``whole``: batches that the whole model runs beside the cuts, to see what those are worth.
+    """
 
     dtypes: tuple[str, ...] = ()
     cuts: tuple[int, ...] = (1, 2)
     repeat: int = 5
     threads: int = 1
     server: bool = True
+    whole: tuple[Batch, ...] = ()
 
     def __post_init__(self) -> None:
         if len(set(self.cuts)) < 2 or min(self.cuts) < 1:
@@ -135,7 +139,10 @@ async def fingerprint(
                 Runner(f"n{n}", cuts[n], n, kind.tp, kind.pp, dtype, 1, settings.threads)
                 for n in kind.cuts
             ]
-            found = await _measure_kind(runners, model, settings.repeat, show)
+            if settings.whole:
+                n = model.num_hidden_layers
+                runners.append(replace(runners[0], name="whole", checkpoint=folder, layers=n))
+            found = await _measure_kind(runners, model, settings, show)
             runs += found[0]
             chunks += found[1]
         document = FingerprintFile(
@@ -217,22 +224,26 @@ def _cut_all(
 
 
 async def _measure_kind(
-    runners: Sequence[Runner], model: ModelSpec, repeat: int, report: Report
+    runners: Sequence[Runner], model: ModelSpec, settings: FingerprintSettings, report: Report
 ) -> tuple[list[CutRun], list[CutChunk]]:
     longest = model.max_position_embeddings
     wanted = batches(longest)
     if not wanted:
         raise InputError(f"{model.name}: {longest} positions are too few to measure")
     chunks = [chunk for chunk in _CHUNKS if sum(chunk) <= longest and runners[0].pp == 1]
-    room = max([kv_tokens(wanted), *(sum(chunk) for chunk in chunks)])
+    room = max([kv_tokens([*wanted, *settings.whole]), *(sum(chunk) for chunk in chunks)])
     runners = [replace(runner, kv_tokens=room) for runner in runners]
 
     def show(batch: Batch, share: float) -> None:
         report(f"{batch.size} x {batch.prompt_tokens} tokens", share)
 
-    found = await measure(runners, wanted, repeat, show)
-    runs = [row for (runner, batch), timing in found.items() for row in rows(runner, batch, timing)]
-    seconds = await measure_chunks(runners, chunks, repeat) if chunks else {}
+    jobs = {one: settings.whole if one.name == "whole" else wanted for one in runners}
+    found = await measure(jobs, settings.repeat, show)
+    runs = [
+        row for (runner, batch), timing in found.items() for row in _rows(runner, batch, timing)
+    ]
+    cuts = [one for one in runners if one.name != "whole"]
+    seconds = await measure_chunks(cuts, chunks, settings.repeat) if chunks else {}
     return runs, [
         CutChunk(
             dtype=runner.dtype,
@@ -247,7 +258,7 @@ async def _measure_kind(
     ]
 
 
-def rows(runner: Runner, batch: Batch, timing: Timing) -> list[CutRun]:
+def _rows(runner: Runner, batch: Batch, timing: Timing) -> list[CutRun]:
     """One row for each output length."""
     return [
         CutRun(

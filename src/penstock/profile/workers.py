@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
@@ -28,6 +28,7 @@ class Post:
     def __init__(self, pool: WorkerPool, processes: dict[str, int]) -> None:
         self._pool = pool
         self._processes = processes
+        self._ranks: dict[str, tuple[int, ...]] = {}
         self.numbers = count(100)
         """Of transfers and of sequences at their targets: none is ever used again."""
         self._answers: asyncio.Queue[ToCoordinator | str] = asyncio.Queue()
@@ -65,8 +66,18 @@ class Post:
 
     def resident_bytes(self, worker: str) -> int:
         """Resident memory of the processes of ``worker``, all its ranks."""
-        first = self._processes[worker]
-        return sum(_resident_bytes(pid) for pid in (first, *_children(first)))
+        return sum(_resident_bytes(pid) for pid in self._pids(worker))
+
+    def waited_s(self, workers: Sequence[str]) -> float:
+        """Seconds for which processes of ``workers`` were ready to run and had no CPU, in all."""
+        pids = (pid for worker in workers for pid in self._pids(worker))
+        return sum(_waited_s(pid) for pid in pids)
+
+    def _pids(self, worker: str) -> tuple[int, ...]:
+        if worker not in self._ranks:
+            first = self._processes[worker]
+            self._ranks[worker] = (first, *_children(first))
+        return self._ranks[worker]
 
 
 class _Launcher(ProcessLauncher):
@@ -103,6 +114,15 @@ def _children(pid: int) -> list[int]:
     except OSError:
         return []
     return [int(part) for part in text.split()]
+
+
+def _waited_s(pid: int) -> float:
+    """Run delay of the main thread, which computes; 0 where the system does not say."""
+    try:
+        text = Path(f"/proc/{pid}/schedstat").read_text(encoding="ascii")
+    except OSError:
+        return 0.0
+    return int(text.split()[1]) * 1e-9
 
 
 def _resident_bytes(pid: int) -> int:
