@@ -95,6 +95,10 @@ class PoolFleet:
         self._only = next(iter(pool.index)) if len(pool.index) == 1 else ""
         for engine in removed:
             self._remove(engine, now)
+        for group in self.groups:
+            # Turns go by the new plan from the next step on.
+            if group.order and group.order[0].cut(now):
+                self._wake(group, group.ends_s)
         if loaded:
             for engine in current.values():
                 self._join(engine)
