@@ -12,8 +12,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -21,6 +22,7 @@ import pytest
 from tiny_runtime import PLAN, ROOT, TINY, engines
 
 from penstock.plan.document import write_plan
+from penstock.plan.plan import Routing
 from penstock.serve.local import LocalShape
 
 PROCESSES = ("--workers", "processes", "--port", "0")
@@ -151,6 +153,41 @@ def test_operations_of_a_file_are_replayed(apart: str, tmp_path: Path) -> None:
         ("engine-2", "decode"),
     ]
     complete(apart)
+
+
+def test_an_engine_may_be_another_server(tmp_path: Path) -> None:
+    """Two engines in turn, one of them a server: equal tokens, also when the server is killed."""
+    with serving("--model", TINY, workers="inline") as (other, child):
+        plan = engines(LocalShape(engines=2))
+        first = replace(plan.engines[0], url=other)
+        plan = replace(
+            plan,
+            engines=(first, plan.engines[1]),
+            routing=Routing(engine_router="round-robin"),
+        )
+        path = tmp_path / "mixed.yaml"
+        write_plan(plan, path)
+        with serving(path, "--model", TINY, workers="inline") as (url, _):
+            assert len({complete(url) for _ in range(4)}) == 1
+            status = httpx.get(f"{url}/admin/engines", timeout=60).json()["engines"]
+            assert [engine["generation_tokens"] for engine in status] == [24, 24]
+            cut_off = streamed(url, then=child.kill)
+            assert child.wait(10) == -signal.SIGKILL
+            assert streamed(url) == cut_off
+
+
+def streamed(url: str, then: Callable[[], object] = lambda: None) -> str:
+    """The text of a long answer; ``then`` is called after its first chunks."""
+    body = {"model": "tiny", "prompt": "def", "max_tokens": 60, "temperature": 0}
+    body |= {"ignore_eos": True, "stream": True}
+    texts = []
+    with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as response:
+        for line in response.iter_lines():
+            if line.startswith("data: {"):
+                texts.append(json.loads(line[6:])["choices"][0]["text"])
+                if len(texts) == 5:
+                    then()
+    return "".join(texts)
 
 
 def test_replaying_against_nobody_is_refused(tmp_path: Path) -> None:
