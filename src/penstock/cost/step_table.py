@@ -64,7 +64,8 @@ class StepTableFile(Strict):
     """Step times of one model on one engine shape.
 
     ``mixed_saves``: seconds that a step of prompts and decodes together saves against a step of
-    each; None = what reading the weights takes. ``host``, ``hidden_states`` (between pipeline
+    each; None = what reading the weights takes. ``beside``: what a step takes longer, as a share,
+    while another engine of the machine is busy. ``host``, ``hidden_states`` (between pipeline
     stages) and ``kv_transfer`` (from a prefill to a decode engine) are of the server around the
     steps.
     """
@@ -81,6 +82,7 @@ class StepTableFile(Strict):
     provenance: Literal["measured", "fitted"] = "measured"
     error: str = ""
     mixed_saves: Duration | None = None
+    beside: float = Field(default=0.0, ge=0)
     host: HostTimes | None = None
     hidden_states: LinkTimes | None = None
     kv_transfer: LinkTimes | None = None
@@ -166,11 +168,6 @@ class StepTable:
     def to_dict(self) -> dict[str, object]:
         return {"kind": "step-table", "path": str(self._path), "digest": self.digest}
 
-    @property
-    def file(self) -> StepTableFile:
-        """The document as it was read."""
-        return self._file
-
     def _check(self, shape: EngineShape) -> None:
         measured = self._file
         if _accelerator(measured.accelerator) != _accelerator(shape.accelerator.name):
@@ -186,6 +183,16 @@ class StepTable:
                     source=self._path,
                     key=key,
                 )
+
+    @property
+    def beside(self) -> float:
+        """See ``penstock.cost.steps.SharedMachineCost``."""
+        return self._file.beside
+
+    @property
+    def file(self) -> StepTableFile:
+        """The document as it was read."""
+        return self._file
 
 
 class HostedStepTable(StepTable):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from itertools import pairwise
 
-from penstock.cost.steps import EngineShape, StepCostModel
+from penstock.cost.steps import EngineShape, SharedMachineCost, StepCostModel
 from penstock.errors import InputError, SpecError
 from penstock.measure.fleet import header_entries
 from penstock.measure.run import Run
@@ -16,7 +16,11 @@ from penstock.sim.disaggregated.faults import FaultySimulation
 from penstock.sim.engines import EngineFleet, EngineOptions, EngineSpec, simulate_engines
 from penstock.sim.engines.fleet import StageSpec
 from penstock.sim.options import SimulationOptions
+from penstock.spec.faults import FaultSchedule
 from penstock.spec.workload import Workload
+
+_ROUNDS = 3
+"""Runs until the busy shares of engines on one machine, and what they cost each other, agree."""
 
 
 def simulate_engine_plan(
@@ -32,7 +36,6 @@ def simulate_engine_plan(
             f"granularity {options.granularity} is of paths over nodes, and this plan has whole "
             "engines; leave it out"
         )
-    specs = engine_specs(plan)
     settings = EngineOptions(
         seed=options.seed,
         step_by_step=options.step_by_step,
@@ -40,19 +43,13 @@ def simulate_engine_plan(
         admission=plan_admission(plan),
         progress=options.progress,
     )
-    routing = plan.routing
-    apart = any(spec.role != "both" for spec in specs)
-    if apart or options.faults.faults:
-        fleet = plan_fleet(plan)
-        if options.faults.faults:
-            nodes = {e.name: tuple(stage.node for stage in e.stages) for e in plan.engines}
-            run = FaultySimulation(
-                fleet, workload, cost, settings, nodes_of=nodes, faults=options.faults
-            ).run()
-        else:
-            run = simulate_disaggregated(fleet, workload, cost, settings)
-    else:
-        run = simulate_engines(EngineFleet(specs, routing.engine_router), workload, cost, settings)
+    specs = engine_specs(plan)
+    run = _simulate(plan, specs, workload, (cost, settings, options.faults))
+    beside = cost.beside if isinstance(cost, SharedMachineCost) else 0.0
+    if beside and len(specs) > 1:
+        for _ in range(_ROUNDS):
+            specs = _slowed(specs, run, beside)
+            run = _simulate(plan, specs, workload, (cost, settings, options.faults))
     header = {
         **run.header,
         "planner": plan.planner,
@@ -63,10 +60,54 @@ def simulate_engine_plan(
     return replace(run, name=f"{plan.planner}-{workload.name}", header=header)
 
 
-def plan_fleet(plan: Plan) -> RoleFleet:
+def _simulate(
+    plan: Plan,
+    specs: tuple[EngineSpec, ...],
+    workload: Workload,
+    rest: tuple[StepCostModel, EngineOptions, FaultSchedule],
+) -> Run:
+    cost, settings, faults = rest
+    if faults.faults:
+        nodes = {e.name: tuple(stage.node for stage in e.stages) for e in plan.engines}
+        fleet = plan_fleet(plan, specs)
+        return FaultySimulation(
+            fleet, workload, cost, settings, nodes_of=nodes, faults=faults
+        ).run()
+    if any(spec.role != "both" for spec in specs):
+        return simulate_disaggregated(plan_fleet(plan, specs), workload, cost, settings)
+    return simulate_engines(
+        EngineFleet(specs, plan.routing.engine_router), workload, cost, settings
+    )
+
+
+def _slowed(specs: tuple[EngineSpec, ...], run: Run, beside: float) -> tuple[EngineSpec, ...]:
+    """``specs`` slowed down by as much as the others were busy in ``run``.
+
+    What an engine loses to its neighbours is taken in the mean, so that steps keep their closed
+    form; their busy shares follow from a run in turn, and a few rounds settle both.
+    """
+    nodes = run.nodes
+    assert nodes is not None
+    seconds = max(run.window_s[1], 1e-9)
+    busy = {
+        name: min(1.0, float(busy_s) / seconds)
+        for name, busy_s in zip(nodes.names, nodes.busy_s, strict=True)
+    }
+    total = sum(busy.values())
+    return tuple(
+        replace(spec, slowdown=1 + beside * (total - busy.get(spec.name, 0.0))) for spec in specs
+    )
+
+
+def plan_fleet(plan: Plan, specs: tuple[EngineSpec, ...] | None = None) -> RoleFleet:
     """The engines of ``plan`` with its routers and its hand-over."""
     routing = plan.routing
-    return RoleFleet(engine_specs(plan), plan.handoff, routing.engine_router, routing.decode_router)
+    return RoleFleet(
+        engine_specs(plan) if specs is None else specs,
+        plan.handoff,
+        routing.engine_router,
+        routing.decode_router,
+    )
 
 
 def engine_specs(plan: Plan) -> tuple[EngineSpec, ...]:

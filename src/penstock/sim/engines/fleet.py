@@ -35,7 +35,8 @@ class EngineSpec:
 
     ``weight`` is its share of the requests under the router ``flow-weighted``. ``policy`` is a
     scheduler class of one's own; None = the one that ``scheduler`` names. ``stages`` tells stages
-    apart; none = equal ones of ``shape``, inside one machine.
+    apart; none = equal ones of ``shape``, inside one machine. ``slowdown`` multiplies the seconds
+    of all its steps: what others on its machine take from it.
     """
 
     name: str
@@ -46,6 +47,7 @@ class EngineSpec:
     weight: float = 1.0
     policy: type[Scheduler] | None = None
     stages: tuple[StageSpec, ...] = ()
+    slowdown: float = 1.0
 
     @property
     def num_accelerators(self) -> int:

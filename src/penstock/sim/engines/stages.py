@@ -27,6 +27,13 @@ def engine_timers(cost: StepCostModel, spec: EngineSpec) -> tuple[StepTimer, ...
     layers. To it comes what the cluster's link to the next stage takes longer than the link
     inside a machine that the cost model counts. Raises ``SpecError`` for shapes without figures.
     """
+    timers = _timers(cost, spec)
+    if spec.slowdown == 1.0:
+        return timers
+    return tuple(StageTimer(timer, spec.slowdown, 0.0, 0.0) for timer in timers)
+
+
+def _timers(cost: StepCostModel, spec: EngineSpec) -> tuple[StepTimer, ...]:
     stages = spec.stages
     if not stages:
         return stage_timers(cost, spec.shape)
