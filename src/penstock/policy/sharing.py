@@ -70,20 +70,23 @@ class TimeShare:
     def next(self, waiting: Sequence[Turn]) -> int:
         """The place in ``waiting`` (at least one) of the engine whose turn it is."""
         key = self._key
-        return min(range(len(waiting)), key=lambda i: (key(waiting[i]), waiting[i].since_s))
+        order = [(key(turn), turn.since_s) for turn in waiting]
+        return order.index(min(order))
 
     def until_s(self, waiting: Sequence[Turn], chosen: int) -> float:
         """Until when ``next`` stays with ``chosen`` while no request comes, goes or gets its first
         token; -infinity where it may choose another one at the next step already."""
         turn = waiting[chosen]
-        mine = self._key(turn)
-        others = [entry for i, entry in enumerate(waiting) if i != chosen]
-        if all(entry.priority < turn.priority for entry in others):
-            return inf
-        if turn.paced or any(self._key(entry) <= mine for entry in others):
-            return -inf
+        key = self._key
+        mine, ahead = key(turn), True
+        for i, entry in enumerate(waiting):
+            if i == chosen or entry.priority < turn.priority:
+                continue
+            ahead = False
+            if turn.paced or key(entry) <= mine:
+                return -inf
         # Once its deadline has passed a request no longer speaks for its engine.
-        live = self.rule == "earliest-deadline" and not turn.late
+        live = self.rule == "earliest-deadline" and not turn.late and not ahead
         return turn.deadline_s if live else inf
 
 
@@ -96,7 +99,7 @@ class Urgency:
     """
 
     def __init__(self, classes: Mapping[str, SLOClass], priority: int = 0) -> None:
-        self.priority = priority
+        self._priority = priority
         self._slo = {name: entry.slo for name, entry in classes.items()}
         self._due: dict[int, float] = {}
         self._begun: set[int] = set()
@@ -107,9 +110,22 @@ class Urgency:
         self._paces: dict[float, int] = {}
         self._since_s = -inf
         self._stepped_s = 0.0
+        self._turn: Turn | None = None
+        self._holds_s = inf
+
+    @property
+    def priority(self) -> int:
+        """Of the model; higher first."""
+        return self._priority
+
+    @priority.setter
+    def priority(self, priority: int) -> None:
+        self._priority = priority
+        self._turn = None
 
     def add(self, seq: sequence.Sequence) -> None:
         """A request has come."""
+        self._turn = None
         heappush(self._oldest, (seq.arrival_s, seq.row))
         self._want(seq.row, seq.deadline_s)
 
@@ -117,6 +133,7 @@ class Urgency:
         """A prompt is complete; only the first time counts."""
         if seq.row in self._begun or seq.row not in self._due:
             return
+        self._turn = None
         self._begun.add(seq.row)
         slo = self._slo.get(seq.client)
         if slo is None:
@@ -131,6 +148,7 @@ class Urgency:
         """A request has ended or goes elsewhere."""
         if seq.row not in self._due:
             return
+        self._turn = None
         self._forget(seq.row)
         if seq.row in self._begun:
             self._begun.discard(seq.row)
@@ -143,13 +161,22 @@ class Urgency:
     def started(self, now_s: float) -> None:
         """It has its turn."""
         self._since_s = now_s
+        self._turn = None
 
     def stepped(self, now_s: float) -> None:
         """A batch of it has ended."""
         self._stepped_s = now_s
+        if self._paces:
+            self._turn = None
 
     def turn(self, now_s: float) -> Turn:
         """Its turn, as of now; it must have a request."""
+        turn = self._turn
+        if turn is None or now_s > self._holds_s:
+            turn = self._turn = self._look(now_s)
+        return turn
+
+    def _look(self, now_s: float) -> Turn:
         due, live = self._due, self._live
         while live and (due.get(live[0][1]) != live[0][0] or live[0][0] < now_s - NANOSECOND):
             entry = heappop(live)
@@ -160,6 +187,7 @@ class Urgency:
             heappop(oldest)
         arrival_s = oldest[0][0] if oldest else inf
         deadline_s = live[0][0] if live else inf
+        self._holds_s = deadline_s + NANOSECOND
         paced = False
         if self._paces:
             pace_s = self._stepped_s + min(self._paces)
@@ -168,7 +196,7 @@ class Urgency:
         late = deadline_s == inf and not self._unlimited and bool(due)
         if late:
             deadline_s = self._longest_late_s()
-        return Turn(deadline_s, self._since_s, self.priority, late, arrival_s, paced)
+        return Turn(deadline_s, self._since_s, self._priority, late, arrival_s, paced)
 
     def _longest_late_s(self) -> float:
         late, due = self._late, self._due
