@@ -17,6 +17,7 @@ from penstock.cli import (
     calibrate,
     compare,
     demo,
+    deploy,
     doctor,
     export,
     init,
@@ -56,6 +57,7 @@ app.command("init")(init.init)
 app.command("plan")(plan.plan)
 app.command("simulate")(simulate.simulate)
 app.command("serve")(serve.serve)
+app.command("deploy")(deploy.deploy)
 app.command("sweep")(sweep.sweep)
 app.command("bench")(bench.bench)
 app.command("profile")(profile.profile)

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 import typer
 
 from penstock.cli.common import check_writable, note, positive
+from penstock.cli.serve_many import Wanted, models_of, pool_of
 
 if TYPE_CHECKING:
     from penstock.plan.plan import Plan
+    from penstock.plan.pool_plan import PoolPlan
     from penstock.serve.launch import LaunchSettings
 
 
@@ -33,8 +35,15 @@ class Device(StrEnum):
 
 
 def serve(
-    plan: Path | None = typer.Argument(None, help="Plan to serve; default: all of --model here."),
-    model: Path | None = typer.Option(None, "--model", help="Folder of the checkpoint."),
+    plan: Path | None = typer.Argument(
+        None, help="Plan of one model or of several; default: all of --model here."
+    ),
+    model: list[str] = typer.Option(
+        [], "--model", help="Folder of the checkpoint; NAME=DIR for each of several."
+    ),
+    deploy: bool = typer.Option(
+        False, "--deploy", help="Let models come and go ('penstock deploy'); none is needed first."
+    ),
     host: str = typer.Option("127.0.0.1", "--host", help="Address to listen on."),
     port: int = typer.Option(8000, "--port", help="Port to listen on; 0 = any free one."),
     ray: str | None = typer.Option(None, "--ray", help="Address of a Ray cluster, or 'auto'."),
@@ -79,20 +88,29 @@ def serve(
 
     Example: penstock serve --model models/tiny
     """
-    made = _plan(
-        plan, model, kv_memory, (replicas, pipeline, tensor), _speculation(draft_model, speculation)
-    )
-    if ray is None and device is Device.cpu:
-        _check_memory(made, kv_memory)
+    models, cut = models_of(model), (replicas, pipeline, tensor)
+    drafts = _speculation(draft_model, speculation)
+    several = deploy or bool(models.named) or _is_pool(plan)
+    if several:
+        _refuse_for_several(deploy and models.folder is not None, drafts, served_model_name)
+    else:
+        made = _plan(plan, models.folder, kv_memory, cut, drafts)
+        if ray is None and device is Device.cpu:
+            _check_memory(made, kv_memory)
     check_writable(record)
     need_extra()
     from penstock.serve.coordinator.options import ServeOptions
     from penstock.serve.gateway import GatewaySettings
     from penstock.serve.launch import LaunchSettings
     from penstock.spec.load import load_workload
-    from penstock.spec.units import parse_duration
+    from penstock.spec.units import parse_bytes, parse_duration
 
     positive(requests_per_minute, "--requests-per-minute")
+    options = ServeOptions(device=device.value, dtype=dtype, threads=threads, seed=seed)
+    pool, fit = None, None
+    if several:
+        memory = None if kv_memory is None else parse_bytes(kv_memory)
+        pool, fit = pool_of(Wanted(plan, models, memory, cut, dtype), options)
     classes = () if workload is None else load_workload(workload).classes
     settings = LaunchSettings(
         workers=workers.value,
@@ -102,7 +120,7 @@ def serve(
         served_model_name=served_model_name,
         max_model_len=max_model_len,
         drain_s=parse_duration(drain),
-        options=ServeOptions(device=device.value, dtype=dtype, threads=threads, seed=seed),
+        options=options,
         gateway=GatewaySettings(
             api_keys=tuple(api_key),
             requests_per_minute=requests_per_minute,
@@ -110,8 +128,32 @@ def serve(
         ),
         classes=classes,
         record=record,
+        fit=fit,
     )
-    _run(made, settings)
+    _run(made if pool is None else pool, settings)
+
+
+def _is_pool(plan: Path | None) -> bool:
+    from penstock.plan.pool_document import is_pool_document
+
+    return plan is not None and is_pool_document(plan)
+
+
+def _refuse_for_several(unnamed: bool, speculation: object, served_model_name: str) -> None:
+    """Flags that speak of one model only."""
+    from penstock.errors import SpecError
+
+    for flag, given in (
+        ("--draft-model", speculation is not None),
+        ("--served-model-name", bool(served_model_name)),
+        ("--model", unnamed),
+    ):
+        if given:
+            raise SpecError(
+                "a server of several models has no single one",
+                key=flag,
+                fix="write --model NAME=DIR" if flag == "--model" else "leave it out",
+            )
 
 
 def _plan(
@@ -186,14 +228,19 @@ def need_extra() -> None:
         )
 
 
-def _run(plan: Plan, settings: LaunchSettings) -> None:
+def _run(plan: Plan | PoolPlan, settings: LaunchSettings) -> None:
+    from penstock.plan.plan import Plan
     from penstock.serve.launch import serve as serve_plan
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
     def ready(url: str) -> None:
-        engines = ", ".join(engine.name for engine in plan.engines)
-        note(f"{plan.model.name} on {engines}: ready at {url} (Ctrl-C ends)")
+        if isinstance(plan, Plan):
+            engines = ", ".join(engine.name for engine in plan.engines)
+            what = f"{plan.model.name} on {engines}"
+        else:
+            what = ", ".join(entry.name for entry in plan.deployments) or "no model yet"
+        note(f"{what}: ready at {url} (Ctrl-C ends)")
 
     if not asyncio.run(serve_plan(plan, settings, ready)):
         note("penstock: stopped while loading")

@@ -15,9 +15,12 @@ from typing import Literal
 from penstock.errors import InputError, SpecError
 from penstock.measure.fleet import measured_entries
 from penstock.plan.plan import Plan
+from penstock.plan.pool_plan import PoolPlan
 from penstock.serve.coordinator.options import ServeOptions
 from penstock.serve.coordinator.runtime import Runtime
 from penstock.serve.gateway import GatewayServer, GatewaySettings, make_app
+from penstock.serve.many.member import Making
+from penstock.serve.many.runtime import ManyRuntime
 from penstock.serve.pool import WorkerPool
 from penstock.serve.protocol import ModelCard
 from penstock.serve.text import load_text
@@ -41,6 +44,8 @@ class LaunchSettings:
     gateway: GatewaySettings = field(default_factory=GatewaySettings)
     classes: tuple[SLOClass, ...] = ()
     record: Path | None = None
+    fit: Callable[[PoolPlan], PoolPlan] | None = None
+    """Cuts plans of several models to what this machine holds."""
 
 
 def make_pool(settings: LaunchSettings) -> WorkerPool:
@@ -74,6 +79,36 @@ def model_card(plan: Plan, settings: LaunchSettings) -> ModelCard:
 
 
 @asynccontextmanager
+async def server_of(
+    plan: Plan | PoolPlan, settings: LaunchSettings
+) -> AsyncIterator[Runtime | ManyRuntime]:
+    """Yield the runtime of one model or of several with its workers up; end them afterwards."""
+    making = runtime_of if isinstance(plan, Plan) else many_of
+    async with making(plan, settings) as runtime:  # type: ignore[arg-type]
+        yield runtime
+
+
+@asynccontextmanager
+async def many_of(plan: PoolPlan, settings: LaunchSettings) -> AsyncIterator[ManyRuntime]:
+    """Yield the runtime of several models with its workers up; end them all afterwards.
+
+    Raises ``InputError`` for what cannot be loaded, before anything is left behind.
+    """
+    options = replace(settings.options, record=settings.record is not None)
+    runtime = ManyRuntime(
+        plan,
+        make_pool(settings),
+        Making(options, settings.classes, settings.max_model_len),
+        fit=settings.fit or (lambda plan: plan),
+    )
+    try:
+        await runtime.start()
+        yield runtime
+    finally:
+        await runtime.close()
+
+
+@asynccontextmanager
 async def runtime_of(plan: Plan, settings: LaunchSettings) -> AsyncIterator[Runtime]:
     """Yield the runtime of ``plan`` with its workers up; end them all afterwards.
 
@@ -97,7 +132,9 @@ async def runtime_of(plan: Plan, settings: LaunchSettings) -> AsyncIterator[Runt
 
 
 async def serve(
-    plan: Plan, settings: LaunchSettings, ready: Callable[[str], None] = lambda _url: None
+    plan: Plan | PoolPlan,
+    settings: LaunchSettings,
+    ready: Callable[[str], None] = lambda _url: None,
 ) -> bool:
     """Serve until SIGINT or SIGTERM, then drain and end everything. ``ready`` gets the URL.
 
@@ -130,7 +167,7 @@ async def serve(
 
 
 async def _serve(
-    plan: Plan,
+    plan: Plan | PoolPlan,
     settings: LaunchSettings,
     listener: socket.socket,
     signals: tuple[asyncio.Event, asyncio.Event],
@@ -139,8 +176,9 @@ async def _serve(
     stopping, hurry = signals
     with listener:
         # What is wrong with the tokenizer is told before weights are loaded.
-        load_text(plan.checkpoint, vocab_size=plan.model.vocab_size)
-        async with runtime_of(plan, settings) as runtime:
+        for one in [plan] if isinstance(plan, Plan) else [e.plan for e in plan.deployments]:
+            load_text(one.checkpoint, vocab_size=one.model.vocab_size)
+        async with server_of(plan, settings) as runtime:
             app = make_app(runtime, settings.gateway)
             server = GatewayServer(
                 app, host=settings.host, port=settings.port, drain_s=int(settings.drain_s)
@@ -160,13 +198,26 @@ async def _serve(
             await runtime.drain(settings.drain_s)
             hurrying.cancel()
             if settings.record is not None:
-                write_record(runtime, settings.record, settings.classes)
+                write_records(runtime, settings.record, settings.classes)
 
 
-async def _hurry(hurry: asyncio.Event, server: GatewayServer, runtime: Runtime) -> None:
+async def _hurry(
+    hurry: asyncio.Event, server: GatewayServer, runtime: Runtime | ManyRuntime
+) -> None:
     await hurry.wait()
     server.force_exit = True
-    await runtime.domain.close()
+    await runtime.end_requests()
+
+
+def write_records(
+    runtime: Runtime | ManyRuntime, folder: Path, classes: Sequence[SLOClass] = ()
+) -> None:
+    """One run, or one below ``folder`` for each of several models."""
+    if isinstance(runtime, Runtime):
+        write_record(runtime, folder, classes)
+        return
+    for name, member in runtime.members.items():
+        write_record(member.runtime, folder / name.replace("/", "_"), classes)
 
 
 def write_record(runtime: Runtime, folder: Path, classes: Sequence[SLOClass] = ()) -> None:

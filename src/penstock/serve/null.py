@@ -113,6 +113,10 @@ class NullGenerator:
     def counters(self) -> Mapping[str, float]:
         return {}
 
+    def model_counters(self) -> Mapping[str, Mapping[str, float]]:
+        only = self._cards[0].name if len(self._cards) == 1 else ""
+        return {only: self.counters()}
+
     async def administer(self, action: str, body: Mapping[str, object]) -> Mapping[str, object]:
         raise InputError(f"{action}: a server without a model has no pool to change")
 

@@ -203,10 +203,15 @@ class Generator(Protocol):
         """Sums since the start, under names of ``docs/serving.md``."""
         ...
 
-    async def administer(self, action: str, body: Mapping[str, object]) -> Mapping[str, object]:
-        """Change the pool: answers when done. Raises ``penstock.errors.InputError`` if refused.
+    def model_counters(self) -> Mapping[str, Mapping[str, float]]:
+        """``counters`` of each model."""
+        ...
 
-        Actions: ``engines.add``, ``engines.remove``, ``engines.role``, ``operations``,
-        ``models.add``, ``models.remove``.
+    async def administer(self, action: str, body: Mapping[str, object]) -> Mapping[str, object]:
+        """Change the pool: answers when done. Raises ``penstock.errors.InputError``,
+        ``Infeasible`` or ``ServeError`` if refused.
+
+        Actions: ``engines.add``, ``engines.remove``, ``engines.role``, ``operations``; of several
+        models ``models.get``, ``models.add``, ``models.remove``, ``pool.get``, ``pool.set``.
         """
         ...

@@ -82,6 +82,10 @@ class Runtime:
         await self.domain.close()
         await self._pool.close()
 
+    async def end_requests(self) -> None:
+        """Let no request wait any longer: all end with an error."""
+        await self.domain.close()
+
     async def drain(self, seconds: float) -> None:
         """Wait until nothing runs, for ``seconds`` at most."""
         end_s = self._clock() + seconds
@@ -204,9 +208,15 @@ class Runtime:
             **self.domain.counters(),
         }
 
+    def model_counters(self) -> Mapping[str, Mapping[str, float]]:
+        return {self._card.name: self.counters()}
+
     async def administer(self, action: str, body: Mapping[str, object]) -> Mapping[str, object]:
-        if action.startswith("models."):
-            raise InputError("this server holds one model; several come with a plan of several")
+        if action.startswith(("models.", "pool.")):
+            raise InputError(
+                "this server holds one model for good; start it with --model NAME=DIR, --deploy or "
+                "a pool plan, and models may come and go"
+            )
         result = await self.domain.administer(action, body)
         self.ledger.note(self._clock(), action, ", ".join(f"{k} {v}" for k, v in result.items()))
         return result

@@ -97,8 +97,11 @@ def _add_routes(app: FastAPI, gateway: Gateway) -> None:
     add("DELETE", "/admin/engines/{name}", gateway.remove_engine)
     add("POST", "/admin/engines/{name}/role", gateway.set_role, _OBJECT)
     add("POST", "/update_resources", gateway.update_resources, _OBJECT)
+    add("GET", "/admin/models", gateway.deployments)
     add("POST", "/admin/models", gateway.add_model, _OBJECT)
     add("DELETE", "/admin/models/{name:path}", gateway.remove_model)
+    add("GET", "/admin/pool", gateway.pool)
+    add("POST", "/admin/pool", gateway.set_pool, _OBJECT)
 
 
 def _add_error_handlers(app: FastAPI) -> None:

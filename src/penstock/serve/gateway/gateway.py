@@ -212,14 +212,32 @@ class Gateway:
         """Apply operations to the pool."""
         return await self._administer("operations", await self._json(request))
 
+    async def deployments(self, request: Request) -> Response:
+        """Models of the pool: how and where each is served."""
+        del request
+        return await self._administer("models.get", {})
+
     async def add_model(self, request: Request) -> Response:
         """Serve one more model."""
         return await self._administer("models.add", await self._json(request))
 
-    async def remove_model(self, request: Request, name: str) -> Response:
-        """Stop serving a model."""
+    async def remove_model(
+        self, request: Request, name: str, drain_s: float | None = None, force: bool = False
+    ) -> Response:
+        """Stop serving a model: when its requests are over, or at once with ``force``."""
         del request
-        return await self._administer("models.remove", {"name": name})
+        limits = {"drain_s": drain_s, "force": force or None}
+        given = {key: value for key, value in limits.items() if value is not None}
+        return await self._administer("models.remove", {"name": name, **given})
+
+    async def pool(self, request: Request) -> Response:
+        """The pool plan that is served."""
+        del request
+        return await self._administer("pool.get", {})
+
+    async def set_pool(self, request: Request) -> Response:
+        """Go over to another pool plan."""
+        return await self._administer("pool.set", await self._json(request))
 
     async def _json(self, request: Request) -> dict[str, object]:
         return await read_json(request, self._settings)

@@ -1,7 +1,7 @@
 """Prometheus metrics under vLLM's names, so that its dashboards and autoscalers work unchanged.
 
 Histograms and token counts are taken here, as the client sees them; what engines hold is asked of
-the runtime when the page is read. ``Generator.counters`` may name ``prefix_queried_tokens``,
+the runtime when the page is read. ``Generator.model_counters`` may name ``prefix_queried_tokens``,
 ``prefix_hit_tokens``, ``drafts``, ``draft_tokens`` and ``accepted_tokens``: shown as vLLM's; any
 other as ``penstock:<name>_total``.
 """
@@ -162,20 +162,20 @@ class _Runtime(Collector):
         yield from self._counters()
 
     def _counters(self) -> Iterator[Metric]:
-        sums = {"prefix_queried_tokens": 0.0, "prefix_hit_tokens": 0.0}
-        sums.update(self._generator.counters())
-        models = self._generator.models()
-        only = models[0].name if len(models) == 1 else ""
-        for name, value in sorted(sums.items()):
-            if name in _TOLD_ELSEWHERE:
-                continue
+        found: dict[str, dict[str, float]] = {}
+        for model, counters in self._generator.model_counters().items():
+            sums = {"prefix_queried_tokens": 0.0, "prefix_hit_tokens": 0.0, **counters}
+            for name in sums.keys() - _TOLD_ELSEWHERE:
+                found.setdefault(name, {})[model] = sums[name]
+        for name, values in sorted(found.items()):
             plain = re.sub(r"[^a-zA-Z0-9_]", "_", name.removesuffix("_total"))
             shown, text = f"penstock:{plain}", f"{plain} of the runtime."
             if name in _VLLM_COUNTERS:
                 known, text = _VLLM_COUNTERS[name]
                 shown = f"vllm:{known}"
             family = CounterMetricFamily(shown, text, labels=("model_name",))
-            family.add_metric((only,), value)
+            for model, value in values.items():
+                family.add_metric((model,), value)
             yield family
 
 

@@ -80,7 +80,7 @@ def deployed(plan: PoolPlan, body: DeployBody, making: Making) -> Answer:
     Raises ``SpecError`` for what cannot be read or loaded, and ``Infeasible`` with the constraint
     that binds where no configuration will do.
     """
-    model = load_model(Path(body.checkpoint))
+    model = _shape(body.checkpoint, making)
     others = tuple(entry for entry in plan.deployments if entry.name != body.model)
     base = replace(plan, deployments=others)
     asked = _Asked(model, body, variants_of(model, body, making))
@@ -96,6 +96,16 @@ def deployed(plan: PoolPlan, body: DeployBody, making: Making) -> Answer:
     entry = asked.deployment(changed, engines, found, names)
     answer = replace(changed, deployments=(*changed.deployments, entry))
     return Answer(answer, body.model, found[0])
+
+
+def _shape(checkpoint: str, making: Making) -> ModelSpec:
+    """The model in a checkpoint folder; null workers need no weights, and take presets too."""
+    if making.options.executor == "null":
+        return load_model(checkpoint)
+    from penstock.serve.model import read_checkpoint  # noqa: PLC0415 - imports torch
+
+    read_checkpoint(checkpoint)
+    return load_model(Path(checkpoint))
 
 
 def variants_of(model: ModelSpec, body: DeployBody, making: Making) -> tuple[Variant, ...]:
@@ -131,7 +141,6 @@ class _Asked:
         self._kv_tokens = _kv_tokens(model, body)
         self._demand = Demand(body.prompt_tokens, body.output_tokens, body.batch)
         self._wish = Wish(body.intent, body.slo_latency, body.accuracy_floor)
-        self._tables: dict[tuple[str, int], ConfigurationTable | None] = {}
 
     def best(self, plan: PoolPlan, taken: set[tuple[str, int]]) -> Found:
         """The best configuration on GPUs that are not ``taken``, free ones first."""
@@ -152,13 +161,30 @@ class _Asked:
         if options:
             return min(options, key=lambda one: (one.shared, one.choice.cost))
         if refusals:
-            # The one that asks for the fewest GPUs is the plainest.
+            self._explain(plan, budget, most)
+            # Together the GPUs have the room, but not where a configuration needs it.
             raise refusals[0]
         raise Infeasible(
             f"{self._body.model}: no configuration has its GPUs side by side",
             binding="tensor_parallel_size, pipeline_parallel_size",
             fix="leave the sizes to the intent, or remove a model",
         )
+
+    def _explain(self, plan: PoolPlan, budget: Budget, most: int) -> None:
+        """Raises ``Infeasible`` with the nearest point of all configurations on all GPUs."""
+        accelerator = plan.cluster.nodes[0].accelerator
+        tables = [
+            self._table(accelerator, tp, most // tp, exact=False) for tp in self._tensors(most)
+        ]
+        table = build_table(
+            self._body.model,
+            self._model.num_hidden_layers,
+            [one for table in tables for one in table.configurations],
+            estimator=StepEstimator(self._model, accelerator, self._cost, self._kv_tokens),
+            demand=self._demand,
+            variants=self._variants,
+        )
+        choose(table, self._wish, [budget.free_bytes(gpu) for gpu in budget.room])
 
     def keep_precision(self, found: Found) -> None:
         """Engines of one deployment are stored alike: what the first one takes, all take."""

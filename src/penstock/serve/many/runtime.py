@@ -99,8 +99,9 @@ class ManyRuntime:
         await self._shared.close()
 
     async def end_requests(self) -> None:
+        """Let no request wait any longer: all end with an error."""
         for member in self.members.values():
-            await member.runtime.domain.close()
+            await member.runtime.end_requests()
 
     async def drain(self, seconds: float) -> None:
         """Wait until nothing runs, for ``seconds`` at most."""

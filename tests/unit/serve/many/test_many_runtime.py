@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 
 import pytest
 from many_rig import Rig, pool, run
 
 from penstock.errors import InputError, SpecError
-from penstock.plan.pool_plan import Sharing
+from penstock.plan.pool_plan import PoolPlan, Sharing
+from penstock.serve.coordinator.options import ServeOptions
+from penstock.serve.inline import InlinePool
 from penstock.serve.many.member import Making
 from penstock.serve.many.runtime import ManyRuntime
-from penstock.serve.inline import InlinePool
+from penstock.serve.pool import ExecutorName
 from penstock.spec.variants import Precision
 from penstock.spec.workload import SLO, SLOClass
 
@@ -69,12 +72,12 @@ def test_engines_on_the_same_nodes_take_turns() -> None:
     async def body(rig: Rig) -> None:
         await rig.load(40, 2, ("a", "b"))
         await rig.check_idle()
-        spans = sorted(
+        starts = sorted(
             decision.at_s
             for member in rig.many.members.values()
             for decision in member.fleet.decisions
         )
-        assert min(b - a for a, b in zip(spans, spans[1:], strict=False)) >= 0.02
+        assert min(b - a for a, b in pairwise(starts)) >= 0.02
 
     assert len(run(pool(TOGETHER), body).answers) == 40
 
@@ -130,12 +133,10 @@ def test_a_lost_engine_does_not_keep_the_turn() -> None:
 def test_a_plan_that_does_not_hold_is_refused() -> None:
     """Engines that overlap in part, and precisions that no worker loads."""
 
-    async def make(plan, executor="null"):
-        from penstock.serve.coordinator.options import ServeOptions
-
+    async def make(plan: PoolPlan, executor: ExecutorName = "null") -> ManyRuntime:
         return ManyRuntime(plan, InlinePool(), Making(ServeOptions(executor=executor)))
 
     with pytest.raises(InputError, match="overlaps"):
         asyncio.run(make(pool({"a": ((0, 1),), "b": ((1, 2),)})))
-    with pytest.raises(SpecError, match="int8.*float32, bfloat16, float16"):
+    with pytest.raises(SpecError, match=r"int8.*float32, bfloat16, float16"):
         asyncio.run(make(pool(APART, precisions={"a": Precision("int8")}), "torch"))
