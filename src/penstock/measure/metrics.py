@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from penstock.measure.fleet import Fleet, classes_of, fleet_of_run
 from penstock.measure.pooled import PooledSeconds
 from penstock.measure.run import STATUS, Run
-from penstock.measure.samples import Gaps, Samples, all_gaps, collect, pooled_gaps
+from penstock.measure.samples import Gaps, Samples, all_gaps, collect, gaps_by_model, pooled_gaps
 from penstock.spec.workload import SLO, SLOClass
 
 Floats = NDArray[np.float64]
@@ -64,7 +64,7 @@ class RankPercentiles:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The metrics of one SLO class, or of all requests (``name`` = "").
+    """The metrics of one SLO class, of one model, or of all requests (``name`` = "").
 
     Counts are of requests that arrived in the window, except ``finished`` (last token in the
     window) and ``preemptions`` (of all requests of the group). Rates are per second of window.
@@ -125,6 +125,7 @@ class TimeBand:
 class Summary:
     """All metrics of one run. ``totals`` counts requests by status over the whole run.
 
+    ``models`` is () where there is one model.
     ``band`` is that of the cost model; None where it has none, and for measured runs.
     """
 
@@ -142,6 +143,13 @@ class Summary:
     cost_per_million_output_tokens: float | None
     mean_utilisation: float | None
     band: TimeBand | None = None
+    models: tuple[Group, ...] = ()
+
+    @property
+    def parts(self) -> tuple[Group, ...]:
+        """What tables show beside all requests: models, and classes that are not a model's own."""
+        named = {group.name for group in self.models}
+        return (*self.models, *(group for group in self.classes if group.name not in named))
 
     @property
     def window_length_s(self) -> float:
@@ -159,7 +167,9 @@ def summarise(
     """
     classes = classes_of(run.header) if classes is None else tuple(classes)
     fleet = fleet_of_run(run.header) if fleet is None else fleet
-    samples, gaps = collect(run, classes), pooled_gaps(run)
+    samples = collect(run, classes)
+    models = run.requests.model_index
+    gaps, model_gaps = (pooled_gaps(run), ()) if models is None else gaps_by_model(run)
     everyone = np.ones(len(run.requests.id), dtype=bool)
     limited = {entry.name: entry.slo for entry in classes}
     single = classes[0].slo if len(classes) == 1 else None
@@ -203,6 +213,20 @@ def summarise(
         ),
         mean_utilisation=float(np.mean(utilisation)) if utilisation else None,
         band=_band(run.header.get("band")),
+        models=tuple(
+            _group(
+                run,
+                samples,
+                models == i,
+                name,
+                gaps=model_gaps[i],
+                slo=limited.get(name),
+                judged=bool(classes),
+            )
+            for i, name in enumerate(run.model_names)
+        )
+        if models is not None
+        else (),
     )
 
 
@@ -239,6 +263,11 @@ def summary_to_dict(summary: Summary) -> dict[str, object]:
         "requests_by_status": dict(summary.totals),
         "overall": _group_to_dict(summary.overall),
         "classes": {group.name: _group_to_dict(group) for group in summary.classes},
+        **(
+            {"models": {group.name: _group_to_dict(group) for group in summary.models}}
+            if summary.models
+            else {}
+        ),
         "nodes": [
             {
                 "name": node.name,

@@ -31,7 +31,8 @@ STATUS: tuple[Status, ...] = ("finished", "running", "queued", "rejected", "drop
 class RequestTable:
     """One row per request, in arrival order (``[r]`` each).
 
-    Times are seconds on the run's clock; NaN = did not happen. ``status`` indexes ``STATUS``.
+    Times are seconds on the run's clock; NaN = did not happen. ``status`` indexes ``STATUS``,
+    ``model_index`` the run's ``model_names``; None where there is one model.
     """
 
     id: NDArray[np.int64]
@@ -46,6 +47,7 @@ class RequestTable:
     preemptions: NDArray[np.int32]
     class_index: NDArray[np.int16]
     route_index: NDArray[np.int32]
+    model_index: NDArray[np.int16] | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,8 @@ class Run:
     of plan, workload and cost model; it has no wall-clock time, so equal inputs give equal bytes.
     ``window_s`` is the measured window. ``first_iteration_is_token``: the prompt iteration yields
     the first output token (the usual meaning); False in Helix's published semantics, where a
-    request of o output tokens runs o decode iterations after its prompt.
+    request of o output tokens runs o decode iterations after its prompt. ``model_names`` is ()
+    where there is one model.
     """
 
     name: str
@@ -116,5 +119,6 @@ class Run:
     events: tuple[RunEvent, ...] = ()
     routes: tuple[tuple[str, ...], ...] = ()
     class_names: tuple[str, ...] = ()
+    model_names: tuple[str, ...] = ()
     first_iteration_is_token: bool = True
     counters: Mapping[str, int] = field(default_factory=dict)

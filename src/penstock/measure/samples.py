@@ -87,12 +87,34 @@ def collect(run: Run, classes: Sequence[SLOClass]) -> Samples:
 
 def pooled_gaps(run: Run) -> tuple[Gaps, ...]:
     """Gaps in the window of each class of ``run.class_names`` (of all requests without)."""
+    return grouped_gaps(run, run.requests.class_index, max(1, len(run.class_names)))
+
+
+def gaps_by_model(run: Run) -> tuple[tuple[Gaps, ...], tuple[Gaps, ...]]:
+    """Gaps of each class, and of each model, of a run of several models."""
+    assert run.requests.model_index is not None
+    models = len(run.model_names)
+    codes = run.requests.class_index.astype(np.int64) * models + run.requests.model_index
+    pairs, group = np.unique(codes, return_inverse=True)
+    each = grouped_gaps(run, group.astype(np.int16), max(1, len(pairs)))
+
+    def together(of_pair: NDArray[np.int64], number: int) -> tuple[Gaps, ...]:
+        return tuple(
+            all_gaps([gaps for gaps, own in zip(each, of_pair, strict=False) if own == i])
+            for i in range(number)
+        )
+
+    return together(pairs // models, max(1, len(run.class_names))), together(pairs % models, models)
+
+
+def grouped_gaps(run: Run, group: NDArray[np.int16], groups: int) -> tuple[Gaps, ...]:
+    """Gaps in the window of each group; ``group`` ``[r]`` holds the number of each request's."""
     found = []
-    for _ in range(max(1, len(run.class_names))):
+    for _ in range(groups):
         iterations = PooledSeconds()
         same = run.first_iteration_is_token
         found.append(Gaps(iterations, iterations if same else PooledSeconds()))
-    for block in run.tokens.gap_blocks(run.requests.class_index):
+    for block in run.tokens.gap_blocks(group):
         inside = _inside(run, block.end_s)
         for index, gaps in enumerate(found):
             own = inside & (block.class_index == index) if len(found) > 1 else inside

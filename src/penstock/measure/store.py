@@ -18,6 +18,7 @@ status              finished, running, queued, rejected, dropped or failed
 preemptions         how often it lost its KV memory and had to be read again
 class_index         position in ``class_names`` of run.json
 route_index         position in ``routes`` of run.json; -1 = never routed
+model_index         position in ``model_names`` of run.json; only in runs of several models
 
 Equal runs give equal bytes. Text is UTF-8; floats are written so that they read back exactly.
 """
@@ -72,6 +73,7 @@ REQUEST_COLUMNS = (
     "class_index",
     "route_index",
 )
+_MODEL = "model_index"
 _NODE_COLUMNS = (
     "node",
     "busy_s",
@@ -136,6 +138,7 @@ def read_run(directory: Path) -> Run:
         events=reader.events(),
         routes=reader.routes(),
         class_names=tuple(str(name) for name in reader.value("class_names", list)),
+        model_names=reader.model_names(),
         first_iteration_is_token=reader.value("first_iteration_is_token", bool),
         counters=reader.value("counters", dict),
     )
@@ -166,6 +169,7 @@ def _fill(run: Run, folder: Path) -> None:
         "first_iteration_is_token": run.first_iteration_is_token,
         "requests": len(run.requests.id),
         "class_names": run.class_names,
+        **({"model_names": run.model_names} if run.model_names else {}),
         "counters": run.counters,
         "events": [[e.time_s, e.kind, e.detail] for e in run.events],
         "routes": run.routes,
@@ -184,7 +188,11 @@ def _fill(run: Run, folder: Path) -> None:
         else cells(getattr(table, name))
         for name in REQUEST_COLUMNS
     ]
-    write_csv(folder / "requests.csv", REQUEST_COLUMNS, columns)
+    names: tuple[str, ...] = REQUEST_COLUMNS
+    if run.model_names and table.model_index is not None:
+        names = (*names, _MODEL)
+        columns.append(cells(table.model_index))
+    write_csv(folder / "requests.csv", names, columns)
     np.save(folder / "token_offsets.npy", run.tokens.offsets.astype(np.int64), allow_pickle=False)
     np.save(folder / "token_times_s.npy", run.tokens.times_s.astype(np.float64), allow_pickle=False)
     if run.nodes is not None:
@@ -244,9 +252,16 @@ class _Reader:
             raise self._fault("window_s", "must be [start, end] in seconds, start < end", window)
         return float(numbers[0]), float(numbers[1])
 
+    def model_names(self) -> tuple[str, ...]:
+        names = self.document.get("model_names", [])
+        if not isinstance(names, list):
+            raise self._fault("model_names", "must be a list of names", names)
+        return tuple(str(name) for name in names)
+
     def requests(self) -> RequestTable:
         path = self.directory / "requests.csv"
-        columns = read_csv(path, REQUEST_COLUMNS)
+        models = len(self.model_names())
+        columns = read_csv(path, (*REQUEST_COLUMNS, _MODEL) if models else REQUEST_COLUMNS)
         expected = self.value("requests", int)
         if len(columns["id"]) != expected:
             raise SpecError(
@@ -269,6 +284,9 @@ class _Reader:
         def seconds(name: str) -> NDArray[np.float64]:
             return floats(path, name, columns[name])
 
+        model_index = whole(_MODEL).astype(np.int16) if models else None
+        if model_index is not None and not np.all((model_index >= 0) & (model_index < models)):
+            raise SpecError(f"there are {models} models", source=path, key=_MODEL, fix=WRITE_AGAIN)
         return RequestTable(
             id=whole("id"),
             arrival_s=seconds("arrival_s"),
@@ -282,6 +300,7 @@ class _Reader:
             preemptions=whole("preemptions").astype(np.int32),
             class_index=whole("class_index").astype(np.int16),
             route_index=whole("route_index").astype(np.int32),
+            model_index=model_index,
         )
 
     def tokens(self, requests: int) -> TokenTimes:

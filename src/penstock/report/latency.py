@@ -64,11 +64,11 @@ def latency_section(runs: Sequence[Run], comparison: Comparison) -> LatencySecti
 
 
 def class_table(comparison: Comparison) -> Table | None:
-    """Service by SLO class, a row for each run and class; None without classes."""
+    """Service by model and SLO class, a row for each and each run; None without either."""
     columns = ("limits", "sent", "finished", "TTFT p95", "TPOT p95", "attainment", "goodput")
     rows = []
     for name, summary in zip(comparison.names, comparison.summaries, strict=True):
-        for group in summary.classes:
+        for group in summary.parts:
             texts = (
                 _limits(group),
                 f"{group.sent:,}",
@@ -80,7 +80,9 @@ def class_table(comparison: Comparison) -> Table | None:
             )
             cells = tuple(Cell(text) for text in texts)
             rows.append(TableRow(f"{name} · {group.name}", "", cells))
-    return Table("By SLO class", columns, tuple(rows)) if rows else None
+    models = any(summary.models for summary in comparison.summaries)
+    title = "By model and SLO class" if models else "By SLO class"
+    return Table(title, columns, tuple(rows)) if rows else None
 
 
 def _limits(group: Group) -> str:
@@ -109,8 +111,8 @@ def _latency_tables(comparison: Comparison, published: bool) -> tuple[Table, ...
     bands: list[TimeBand | None] = []
     for name, summary in zip(comparison.names, comparison.summaries, strict=True):
         groups.append((name, summary.overall))
-        groups += [(f"{name} · {group.name}", group) for group in summary.classes]
-        bands += [summary.band] * (1 + len(summary.classes))
+        groups += [(f"{name} · {group.name}", group) for group in summary.parts]
+        bands += [summary.band] * (1 + len(summary.parts))
     tables = []
     columns: tuple[str, ...] = ("mean", "p25", "p50", "p75", "p90", "p95", "p99", "p99.9")
     for title, attribute in _LATENCIES:

@@ -19,8 +19,8 @@ from penstock.report.provenance import BANDED, band_sentence
 def summary_table(summary: Summary) -> Stack:
     """One run: rates, counts, then latency percentiles by class and over all."""
     # One class is the whole: its rows would repeat those of all requests.
-    classes = summary.classes if len(summary.classes) > 1 else ()
-    groups = [("all", summary.overall), *((group.name, group) for group in classes)]
+    parts = summary.parts if len(summary.parts) > 1 else ()
+    groups = [("all", summary.overall), *((group.name, group) for group in parts)]
     rates = Table(title=f"{summary.name} ({summary.kind})", title_justify="left")
     rates.add_column("")
     for name, _ in groups:
@@ -86,10 +86,40 @@ def comparison_table(comparison: Comparison) -> Stack:
     parts: list[Table | Text | Stack] = [table]
     if comparison.verdicts:
         parts.append(verdict_table(comparison))
+    if any(summary.models for summary in comparison.summaries):
+        parts.append(model_table(comparison))
     lengths = [summary.window_length_s for summary in comparison.summaries]
     if max(lengths) - min(lengths) > 1e-6 * max(lengths):
         parts.append(Text("the windows differ in length; rates are per second of each", "dim"))
     return Stack(*parts)
+
+
+def model_table(comparison: Comparison) -> Table:
+    """What each model got, a row for each model and run; attainment is over all requests sent."""
+    table = Table(title="By model", title_justify="left")
+    table.add_column("model")
+    table.add_column("run", overflow="fold")
+    table.add_column("sent", justify="right")
+    table.add_column("attainment", justify="right")
+    for label in ("TTFT", "TPOT", "E2EL"):
+        for percentile in ("p50", "p99"):
+            table.add_column(f"{label} {percentile} [dim]s[/dim]", justify="right")
+    names = dict.fromkeys(group.name for s in comparison.summaries for group in s.models)
+    for name in names:
+        for run, summary in zip(comparison.names, comparison.summaries, strict=True):
+            for group in summary.models:
+                if group.name == name:
+                    spreads = (group.ttft, group.tpot, group.e2e)
+                    seconds = [value for d in spreads for value in (d.p50, d.p99)]
+                    table.add_row(
+                        Text(name),
+                        Text(run),
+                        f"{group.sent:,}",
+                        figure(group.slo_attainment, "share"),
+                        *(figure(value, "s") for value in seconds),
+                    )
+        table.add_section()
+    return table
 
 
 def verdict_table(comparison: Comparison) -> Stack:

@@ -6,7 +6,7 @@ import csv
 import json
 import statistics
 import time
-from dataclasses import replace
+from dataclasses import astuple, fields, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from tests.unit.measure.runs import busy_run, run_of, runs
 from penstock.measure.definitions import DEFINITIONS, metrics
 from penstock.measure.fleet import Fleet, classes_of, fleet_of, fleet_of_run, header_entries
 from penstock.measure.metrics import distribution, rank_percentiles, summarise, summary_to_dict
-from penstock.measure.run import STATUS, Run
+from penstock.measure.run import STATUS, Run, TokenTimes
 from penstock.spec.cluster import Cluster
 from penstock.spec.hardware import Accelerator, Coordinator, Node
 from penstock.spec.workload import SLO, SLOClass
@@ -281,3 +281,58 @@ def test_every_metric_is_defined_in_words() -> None:
     for word in ("TTFT", "TPOT", "ITL", "E2EL", "goodput", "SLO attainment", "window"):
         assert DEFINITIONS[word].endswith(".")
     assert len({metric.key for metric in metrics()}) == len(metrics())
+
+
+def _of_models(names: tuple[str, ...], model_index: list[int], class_index: list[int]) -> Run:
+    rows = [
+        (0.0, 10, [0.5, 0.6, 0.7], "finished"),
+        (1.0, 20, [3.0, 3.4], "finished"),
+        (2.0, 30, [2.1, 2.2, 2.3, 2.4], "finished"),
+        (3.0, 40, [], "rejected"),
+    ]
+    run = run_of(rows, class_index=class_index, class_names=("fast", "slow"), model_names=names)
+    table = replace(run.requests, model_index=np.array(model_index, np.int16))
+    return replace(run, requests=table)
+
+
+def test_each_model_has_the_metrics_of_its_requests_alone() -> None:
+    """A model's figures are those of a run that holds nothing but its requests."""
+    limits = (SLOClass("fast", SLO(ttft_s=1.0)), SLOClass("slow", SLO(ttft_s=9.0)))
+    index = [0, 1, 0, 1]
+    run = _of_models(("chat", "code"), index, [0, 0, 1, 1])
+    summary = summarise(run, limits)
+    assert [group.name for group in summary.models] == ["chat", "code"]
+    for number, group in enumerate(summary.models):
+        own = [i for i, model in enumerate(index) if model == number]
+        starts, ends = run.tokens.offsets[:-1][own], run.tokens.offsets[1:][own]
+        spans = [run.tokens.times_s[a:b] for a, b in zip(starts, ends, strict=True)]
+        table = replace(
+            run.requests,
+            **{
+                field.name: getattr(run.requests, field.name)[own] for field in fields(run.requests)
+            },
+        )
+        offsets = np.concatenate([[0], np.cumsum([len(span) for span in spans])])
+        alone = replace(
+            run,
+            requests=replace(table, model_index=None),
+            tokens=TokenTimes(offsets.astype(np.int64), np.concatenate(spans)),
+            model_names=(),
+        )
+        expected = summarise(alone, limits).overall
+        assert group.sent == expected.sent == 2
+        for latency in ("ttft", "tpot", "itl", "e2e"):
+            wanted = astuple(getattr(expected, latency))
+            assert astuple(getattr(group, latency)) == pytest.approx(wanted, nan_ok=True)
+        assert group.slo_attainment == expected.slo_attainment
+    assert [group.slo_attainment for group in summary.models] == [1.0, 0.0]
+    assert summary.overall.itl.count == sum(group.itl.count for group in summary.models)
+
+
+def test_a_class_that_is_a_model_is_shown_once() -> None:
+    """Tables list models, then the classes that are not one model's own."""
+    run = _of_models(("fast", "other"), [0, 1, 0, 1], [0, 1, 0, 1])
+    assert [group.name for group in summarise(run).parts] == ["fast", "other", "slow"]
+    document = summary_to_dict(summarise(run))
+    assert list(document["models"]) == ["fast", "other"]  # type: ignore[call-overload]
+    assert "models" not in summary_to_dict(summarise(run_of([(0.0, 1, [1.0], "finished")])))

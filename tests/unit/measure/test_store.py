@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -146,3 +147,30 @@ def test_a_corrupt_folder_is_one_line(tmp_path: Path, damage: object, mention: s
 
 def _edit(path: Path, old: str, new: str) -> None:
     path.write_text(path.read_text().replace(old, new, 1))
+
+
+def _of_two_models() -> Run:
+    run = busy_run(requests=6)
+    table = replace(run.requests, model_index=np.array([0, 1, 1, 0, 1, 0], np.int16))
+    return replace(run, requests=table, model_names=("chat", "code"))
+
+
+def test_the_model_of_each_request_reads_back(tmp_path: Path) -> None:
+    """A run of several models has one more column; a run of one has none."""
+    write_run(_of_two_models(), tmp_path / "two")
+    again = read_run(tmp_path / "two")
+    assert again.model_names == ("chat", "code")
+    assert again.requests.model_index is not None
+    assert again.requests.model_index.tolist() == [0, 1, 1, 0, 1, 0]
+    write_run(busy_run(requests=6), tmp_path / "one")
+    assert "model" not in (tmp_path / "one" / "requests.csv").read_text()
+    assert "model_names" not in (tmp_path / "one" / "run.json").read_text()
+    assert read_run(tmp_path / "one").requests.model_index is None
+
+
+def test_a_model_that_is_not_named_is_one_line(tmp_path: Path) -> None:
+    """A column that points beyond the names is refused with its file and key."""
+    write_run(_of_two_models(), tmp_path / "run")
+    _set(tmp_path / "run", "model_names", ["chat"])
+    with pytest.raises(SpecError, match=r"requests\.csv: model_index: there are 1 models"):
+        read_run(tmp_path / "run")

@@ -24,8 +24,9 @@ class EngineRecorder:
     What is not known at arrival is laid out for many rows at once.
     """
 
-    def __init__(self, class_names: tuple[str, ...]) -> None:
+    def __init__(self, class_names: tuple[str, ...], model_names: tuple[str, ...] = ()) -> None:
         self._classes = {name: i for i, name in enumerate(class_names)}
+        self._models = {name: i for i, name in enumerate(model_names)}
         self._rows = 0
         self._laid_out = 0
         self.id = array("q")
@@ -33,6 +34,7 @@ class EngineRecorder:
         self.prompt = array("i")
         self.output = array("i")
         self.class_index = array("h")
+        self.model_index = array("h")
         self.admitted = array("d")
         self.first = array("d")
         self.last = array("d")
@@ -57,6 +59,8 @@ class EngineRecorder:
         self.class_index.append(
             self._classes.get(request.class_name, 0) if request.class_name else 0
         )
+        models = self._models
+        self.model_index.append(models.setdefault(request.model, len(models)))
         return row
 
     def _lay_out(self) -> None:
@@ -71,8 +75,14 @@ class EngineRecorder:
     def end(self, row: int, status: Status) -> None:
         self.status[row] = CODE[status]
 
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """The models, those given first, then by first mention; () where there is one."""
+        return tuple(self._models) if len(self._models) > 1 else ()
+
     def table(self) -> RequestTable:
         n = self._rows
+        models = np.array(self.model_index, np.int16) if self.model_names else None
         return RequestTable(
             id=np.array(self.id, np.int64),
             arrival_s=np.array(self.arrival),
@@ -86,6 +96,7 @@ class EngineRecorder:
             preemptions=np.array(self.preemptions, np.int32)[:n],
             class_index=np.array(self.class_index, np.int16),
             route_index=np.array(self.engine, np.int32)[:n],
+            model_index=models,
         )
 
 

@@ -78,6 +78,7 @@ def engine_run(
         events=ending.happened,
         routes=tuple((engine.spec.name,) for engine in engines),
         class_names=tuple(entry.name for entry in workload.classes),
+        model_names=recorder.model_names,
         counters={
             "events": ending.events,
             "requests": len(recorder),
