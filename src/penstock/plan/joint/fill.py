@@ -10,6 +10,7 @@ from penstock.plan.joint.evaluate import Evaluator, Outcome
 from penstock.plan.joint.kernel import Floats
 from penstock.plan.joint.layout import Candidate
 from penstock.plan.joint.limits import Limits
+from penstock.plan.joint.pack import pack
 
 TOGETHER = 4
 """Requests that are taken to decode together where only a rough load is asked for."""
@@ -21,8 +22,27 @@ def fill(evaluator: Evaluator, limits: Limits, candidate: Candidate) -> Candidat
     """Put every asked model that has no home yet onto the group it burdens least.
 
     Models that few groups can hold choose first, then the heavier ones; a higher priority goes
-    before all of that. Those that fit nowhere are left out.
+    before all of that. Where some are left out, the tightest packing is taken if it holds more.
     """
+    spread = _spread(evaluator, limits, candidate)
+    asked = evaluator.problem.asked
+    if all(m in spread.placed for m in np.flatnonzero(asked).tolist()):
+        return spread
+    packed = pack(evaluator, limits, candidate)
+    return packed if _held(evaluator, packed) > _held(evaluator, spread) else spread
+
+
+def _held(evaluator: Evaluator, candidate: Candidate) -> tuple[tuple[int, ...], int]:
+    """Models with a home by priority, the highest first, and their requests."""
+    problem = evaluator.problem
+    placed = [m for m in candidate.placed if problem.asked[m]]
+    levels = sorted({model.priority for model in problem.models}, reverse=True)
+    counts = tuple(sum(problem.models[m].priority == level for m in placed) for level in levels)
+    return counts, sum(int(problem.asked[m]) for m in placed)
+
+
+def _spread(evaluator: Evaluator, limits: Limits, candidate: Candidate) -> Candidate:
+    """The models of ``fill`` by least load."""
     problem = evaluator.problem
     missing = [
         m for m in range(len(problem.models)) if problem.asked[m] and m not in candidate.placed
