@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from penstock.errors import Infeasible, SpecError
 from penstock.plan.plan import AdmissionName, EngineRouterName, Plan, RouterName, Routing
 from penstock.plan.planner import Objective, PlannerOptions, Progress, ProgressCallback, silent
+from penstock.plan.pool_plan import PoolPlan
 
 if TYPE_CHECKING:
     from penstock.cost.base import CostModel, Provenance
@@ -111,7 +112,9 @@ def plan(
                     value=value,
                     fix="leave it out",
                 )
-        return _plan_engines(
+        from penstock.engine_planning import plan_engines_for
+
+        return plan_engines_for(
             cluster,
             model,
             workload,
@@ -125,7 +128,7 @@ def plan(
     method = planner_named(planner, others=ENGINE_PLANNERS)
     traffic = load_traffic(workload or DEFAULT_WORKLOAD, rate=rate)
     if goal == "goodput":
-        _require_limits(traffic)
+        require_limits(traffic)
     if goal == "goodput" and has_relative_limits(traffic.classes):
         raise SpecError(
             "a multiple of the baseline is known only once there is a plan",
@@ -152,78 +155,8 @@ def plan(
         return replace(found, objective=goal, value=score.value, bound=None)
 
 
-def _plan_engines(
-    cluster: Cluster | str | Path,
-    model: ModelSpec | str | Path,
-    workload: Workload | str | Path | None,
-    *,
-    planner: str,
-    rate: float | None,
-    attainment: float,
-    processes: int | None,
-    seed: int,
-    progress: ProgressCallback,
-) -> Plan:
-    from penstock.cost.step_roofline import StepRoofline
-    from penstock.cost.steps import EngineShape
-    from penstock.evaluate import worker_pool
-    from penstock.plan.goodput.machines import machines_of
-    from penstock.plan.goodput.named import plan_engines
-    from penstock.plan.goodput.planner import Task
-    from penstock.policy.baseline import (
-        engines_baseline_s,
-        has_relative_limits,
-        with_absolute_limits,
-    )
-    from penstock.sim.disaggregated.judging import PooledProbes
-    from penstock.sim.plan_probes import PlanProbeSetting, run_plan_probe
-    from penstock.spec.load import load_cluster, load_model
-    from penstock.spec.workloads import mean_lengths
-
-    fleet = load_cluster(cluster) if isinstance(cluster, (str, Path)) else cluster
-    shape = load_model(model) if isinstance(model, (str, Path)) else model
-    traffic = load_traffic(workload or DEFAULT_ENGINE_WORKLOAD)
-    if not 0 < attainment < 1:
-        raise SpecError("must lie between 0 and 1", key="--attainment", value=attainment)
-    max_queue_s = None
-    if planner == "vidur-search":
-        # MLSys 2024: the 99th percentile of the scheduling delay is under 5 s.
-        attainment, max_queue_s = 0.99, 5.0
-        traffic = replace(traffic, classes=())
-    else:
-        _require_limits(traffic)
-    cost = StepRoofline(shape)
-    if has_relative_limits(traffic.classes):
-        heads = shape.num_attention_heads
-        shapes = [
-            EngineShape(machines.accelerator, size)
-            for machines in machines_of(fleet)
-            for size in machines.tensor_parallel_sizes
-            if heads % size == 0
-        ]
-        traffic = with_absolute_limits(traffic, engines_baseline_s(cost, shapes))
-    prompt, output = mean_lengths(traffic)
-    setting = PlanProbeSetting(cost, traffic, attainment, max_queue_s)
-    width = processes or min(MAX_PROCESSES, available_cores())
-    with worker_pool(width) as pool:
-        submit = None if pool is None else pool.submit
-        task = Task(
-            fleet,
-            cost,
-            prompt,
-            output,
-            PooledProbes(run_plan_probe, setting, submit, width),
-            attainment=attainment,
-            planner=planner,
-            # A trace is the same whatever the seed.
-            seeds=(seed,) if len(traffic.trace) else tuple(range(seed, seed + SEEDS)),
-            progress=progress,
-        )
-        return plan_engines(task, rate)
-
-
 def simulate(
-    plan: Plan | str | Path,
+    plan: Plan | PoolPlan | str | Path,
     workload: Workload | str | Path = DEFAULT_WORKLOAD,
     *,
     granularity: str = "nodewise",
@@ -245,6 +178,7 @@ def simulate(
 ) -> Run:
     """Run ``plan`` under ``workload`` in virtual time; arguments replace the documents' values.
 
+    A plan of several models knows ``step_by_step``, ``seed`` and what is about the workload.
     ``router`` names one of the kind that the plan has: of paths over nodes, or of whole engines.
     For whole engines only: ``step_by_step`` skips no step (the run is the same, only slower),
     ``acceptance`` is the share of draft tokens that the target accepts (or a file of its curve),
@@ -257,11 +191,36 @@ def simulate(
         plan_baseline_s,
         with_absolute_limits,
     )
+    from penstock.pools import as_pool, simulate_pool_plan
     from penstock.sim.options import Granularity, SimulationOptions
     from penstock.sim.simulate import simulate as run_simulation
     from penstock.spec.faults import FaultSchedule, load_faults
     from penstock.spec.workload_file import workload_to_dict
 
+    traffic = load_traffic(
+        workload,
+        rate=rate,
+        duration_s=duration_s,
+        warmup_s=warmup_s,
+        max_concurrency=max_concurrency,
+    )
+    pool = as_pool(plan)
+    if pool is not None:
+        others = {
+            "--router": router,
+            "--admission": admission,
+            "--kv-high-water-mark": kv_high_water_mark,
+            "--expected-output-tokens": expected_output_tokens,
+            "--faults": faults,
+            "--profiles": profiles,
+            "--profile": profile,
+            "--acceptance": acceptance,
+            "--granularity": None if granularity == "nodewise" else granularity,
+        }
+        return simulate_pool_plan(
+            pool, traffic, seed=seed, step_by_step=step_by_step, others=others, progress=progress
+        )
+    assert not isinstance(plan, PoolPlan)
     loaded = read_plan(Path(plan)) if isinstance(plan, (str, Path)) else plan
     if profile is not None:
         loaded = profiled(loaded, profile)
@@ -281,25 +240,13 @@ def simulate(
         for flag, given in (("--step-by-step", step_by_step), ("--acceptance", acceptance)):
             if given:
                 raise SpecError("is for plans of whole engines", key=flag, fix="leave it out")
-    traffic = load_traffic(
-        workload,
-        rate=rate,
-        duration_s=duration_s,
-        warmup_s=warmup_s,
-        max_concurrency=max_concurrency,
+    loaded = _overridden(
+        loaded,
+        router=router,
+        admission=admission,
+        kv_high_water_mark=kv_high_water_mark,
+        expected_output_tokens=expected_output_tokens,
     )
-    routing = loaded.routing
-    if router is not None:
-        routing = _routed(loaded, routing, router)
-    if kv_high_water_mark is not None:
-        mark = _share(kv_high_water_mark, "--kv-high-water-mark")
-        routing = replace(routing, kv_high_water_mark=mark)
-    if expected_output_tokens is not None:
-        routing = replace(routing, expected_output_tokens=expected_output_tokens)
-    loaded = replace(loaded, routing=routing)
-    if admission is not None:
-        name = _one_of(admission, get_args(AdmissionName), "--admission")
-        loaded = replace(loaded, admission=name)
     options = SimulationOptions(
         granularity=_one_of(granularity, get_args(Granularity), "--granularity"),
         seed=traffic.seed if seed is None else seed,
@@ -313,6 +260,29 @@ def simulate(
     run = run_simulation(loaded, traffic, cost, options)
     documents = {"plan": plan_to_dict(loaded), "workload": workload_to_dict(traffic)}
     return replace(run, header={**run.header, **documents})
+
+
+def _overridden(
+    plan: Plan,
+    *,
+    router: str | None,
+    admission: str | None,
+    kv_high_water_mark: float | None,
+    expected_output_tokens: float | None,
+) -> Plan:
+    """``plan`` with the values that are given."""
+    routing = plan.routing
+    if router is not None:
+        routing = _routed(plan, routing, router)
+    if kv_high_water_mark is not None:
+        mark = _share(kv_high_water_mark, "--kv-high-water-mark")
+        routing = replace(routing, kv_high_water_mark=mark)
+    if expected_output_tokens is not None:
+        routing = replace(routing, expected_output_tokens=expected_output_tokens)
+    if admission is None:
+        return replace(plan, routing=routing)
+    name = _one_of(admission, get_args(AdmissionName), "--admission")
+    return replace(plan, routing=routing, admission=name)
 
 
 def _share(value: float, flag: str) -> float:
@@ -475,7 +445,7 @@ def load_traffic(
     return traffic
 
 
-def _require_limits(traffic: Workload) -> None:
+def require_limits(traffic: Workload) -> None:
     if not any(_has_limit(entry.slo) for entry in traffic.classes):
         raise SpecError(
             "goodput needs limits, and no class of this workload has any",

@@ -254,3 +254,10 @@ class _PoolSimulation:
             ],
             **header_entries(pool.cluster, self._workload.classes),
         }
+
+
+def _model_names(pool: PoolPlan, options: PoolOptions) -> tuple[str, ...]:
+    """The models of all plans known at the start; () where there is one, which needs no name."""
+    plans = [pool, *(plan for _, plan in options.changes)]
+    names = tuple(dict.fromkeys(entry.name for plan in plans for entry in plan.deployments))
+    return names if len(names) > 1 else ()
