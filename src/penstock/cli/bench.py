@@ -46,7 +46,11 @@ def bench(
     num_requests: int | None = typer.Option(
         None, "--num-requests", "--num-prompts", help="Stop after this many requests."
     ),
-    model: str | None = typer.Option(None, "--model", help="Model to ask; default: the first."),
+    model: str | None = typer.Option(
+        None,
+        "--model",
+        help="Model to ask for everything; default: each request's own, else the first.",
+    ),
     api_key: str | None = typer.Option(
         None, "--api-key", envvar="OPENAI_API_KEY", help="Key of the endpoint."
     ),

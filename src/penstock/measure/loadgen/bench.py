@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,7 +26,7 @@ TOO_MANY = 429
 
 @dataclass(frozen=True, slots=True)
 class BenchSettings:
-    """How a server is loaded. ``model`` None = the first it serves.
+    """How a server is loaded. ``model`` None = each request's own, or the first it serves.
 
     ``max_concurrency`` makes a closed loop of any workload; ``num_requests`` ends the load early.
     ``ignore_eos``: outputs have the lengths of the workload.
@@ -44,6 +44,14 @@ class BenchSettings:
 
 
 Prompts = TokenPrompts | TextPrompts
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A model of an endpoint: what the server takes for it, and prompts in its tokens."""
+
+    abilities: Abilities
+    prompts: Prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,22 +83,32 @@ async def bench(
         raise InputError(f"--num-requests: must be at least 1 (got {settings.num_requests})")
     loop = loop_of(workload, settings.max_concurrency)
     seed = workload.seed if settings.seed is None else settings.seed
-    async with open_client(replace(settings, seed=seed)) as client:
+    models = workload.models if settings.model is None else ()
+    async with open_client(replace(settings, seed=seed), models) as client:
         most, stop = settings.num_requests, stop or asyncio.Event()
         return await _load(workload, most, client, loop, stop=stop, report=report)
 
 
 @asynccontextmanager
-async def open_client(settings: BenchSettings) -> AsyncIterator[Client]:
-    """A client that knows what the endpoint takes. Raises ``InputError``, as ``bench`` does."""
+async def open_client(settings: BenchSettings, models: Sequence[str] = ()) -> AsyncIterator[Client]:
+    """A client that knows what the endpoint takes. Raises ``InputError``, as ``bench`` does.
+
+    ``models`` are those that requests name; every one is looked at before any load.
+    """
     endpoint = Endpoint(settings.url, api_key=settings.api_key, timeout_s=settings.timeout_s)
     try:
         options: dict[str, object] = {"temperature": settings.temperature}
         if settings.ignore_eos:
             options["ignore_eos"] = True
-        abilities = await endpoint.look(settings.model, options)
         seed = settings.seed or 0
-        yield Client(endpoint, abilities, await _prompts(endpoint, abilities, seed), seed)
+        if len(models) > 1:
+            await endpoint.require(models)
+        targets: dict[str, Target] = {}
+        for name in models or (settings.model,):
+            abilities = await endpoint.look(name, options)
+            prompts = await _prompts(endpoint, abilities, seed)
+            targets[name or abilities.model] = Target(abilities, prompts)
+        yield Client(endpoint, targets, seed)
     finally:
         await endpoint.close()
 
@@ -130,14 +148,16 @@ async def _load(
     document: dict[str, object] = {
         **workload_to_dict(workload),
         "max_concurrency": loop.concurrency if loop else None,
-        "request_rate": getattr(workload.arrivals, "rate_per_s", None) if loop is None else None,
+        "request_rate": _rate_per_s(workload) if loop is None else None,
     }
+    targets = client.targets.values()
+    kinds = {"token ids" if one.abilities.vocabulary else "text" for one in targets}
     header = {
         "seed": seed,
-        "model": client.abilities.model,
+        "model": ", ".join(one.abilities.model for one in targets),
         "url": client.endpoint.url,
         "workload": document,
-        "prompts": "token ids" if client.abilities.vocabulary else "text",
+        "prompts": " and ".join(sorted(kinds)),
         "stopped": stop.is_set(),
     }
     whole = not stop.is_set() and (most is None or len(client.outcomes) < most)
@@ -145,17 +165,27 @@ async def _load(
     return measured_run(name, client.outcomes, workload, end_s=end_s, whole=whole, header=header)
 
 
-class Client:
-    """Makes requests, sends them and keeps their outcomes. ``clock`` starts with ``start``."""
+def _rate_per_s(workload: Workload) -> float | None:
+    """Mean rate of open-loop arrivals, where they state one."""
+    if workload.streams:
+        rates = [getattr(stream.arrivals, "rate_per_s", None) for stream in workload.streams]
+        return None if None in rates else sum(rate for rate in rates if rate is not None)
+    return getattr(workload.arrivals, "rate_per_s", None)
 
-    def __init__(
-        self, endpoint: Endpoint, abilities: Abilities, prompts: Prompts, seed: int
-    ) -> None:
-        self.endpoint, self.abilities, self.seed = endpoint, abilities, seed
+
+class Client:
+    """Makes requests, sends them and keeps their outcomes. ``clock`` starts with ``start``.
+
+    ``targets`` are the models it knows; requests that name none, or another, go to the first.
+    """
+
+    def __init__(self, endpoint: Endpoint, targets: Mapping[str, Target], seed: int) -> None:
+        self.endpoint, self.targets, self.seed = endpoint, targets, seed
+        self._first = next(iter(targets.values()))
+        self.abilities = self._first.abilities
         self.outcomes: list[Outcome] = []
         self._clock: Clock = asyncio.get_running_loop().time
         self._start_s = self._clock()
-        self._prompts = prompts
 
     def start(self) -> None:
         """Second 0 is now."""
@@ -167,12 +197,13 @@ class Client:
 
     def prepare(self, request: Request) -> Callable[[], Awaitable[None]]:
         """Build the body of ``request``; what this gives sends it."""
+        target = self.targets.get(request.model, self._first)
         body = encode(
             {
-                "model": self.abilities.model,
-                "prompt": self._prompts.make(request),
+                "model": target.abilities.model,
+                "prompt": target.prompts.make(request),
                 "max_tokens": request.output_tokens,
-                **self.abilities.extras,
+                **target.abilities.extras,
             }
         )
         headers = {"x-slo-class": request.class_name} if request.class_name else {}

@@ -105,13 +105,19 @@ class Endpoint:
             return Abilities(name, tuple(used), bool(tokens), extras, most)
         raise InputError(f"{self.url}: /v1/completions refuses the simplest request ({problem})")
 
+    async def require(self, models: Sequence[str]) -> None:
+        """Raises ``InputError`` naming every one of ``models`` that the server does not serve."""
+        served = [str(card["id"]) for card in await self._cards()]
+        missing = ", ".join(repr(name) for name in models if name not in served)
+        if missing:
+            raise InputError(
+                f"{self.url}: does not serve {missing}, which the workload asks for; it serves "
+                f"{', '.join(served)}; rename them in the workload, or use --model for all requests"
+            )
+
     async def _card(self, model: str | None) -> Mapping[str, object]:
         """The entry of ``model`` in ``/v1/models``; of the first one where none is named."""
-        document = await self._ask("GET", "/v1/models", None)
-        entries = document.get("data")
-        cards = [entry for entry in entries if "id" in entry] if isinstance(entries, list) else []
-        if not cards:
-            raise InputError(f"{self.url}: serves no model; check the address")
+        cards = await self._cards()
         if model is None:
             return dict(cards[0])
         for card in cards:
@@ -119,6 +125,14 @@ class Endpoint:
                 return dict(card)
         known = ", ".join(str(card["id"]) for card in cards)
         raise InputError(f"{self.url}: does not serve {model!r}; use --model {known}")
+
+    async def _cards(self) -> Sequence[Mapping[str, object]]:
+        document = await self._ask("GET", "/v1/models", None)
+        entries = document.get("data")
+        cards = [entry for entry in entries if "id" in entry] if isinstance(entries, list) else []
+        if not cards:
+            raise InputError(f"{self.url}: serves no model; check the address")
+        return cards
 
     async def _tokens(self, model: str) -> Sequence[int]:
         """Token ids of common words; () without ``/tokenize``."""

@@ -10,6 +10,7 @@ from math import inf, nan
 import numpy as np
 
 from penstock import __version__
+from penstock.errors import SpecError
 from penstock.measure.fleet import measured_entries
 from penstock.measure.loadgen.events import Stream
 from penstock.measure.loadgen.sources import loop_of
@@ -24,6 +25,13 @@ def sent_workload(run: Run, workload: Workload, max_concurrency: int | None) -> 
     """
     end_s = run.window_s[1]
     loop = loop_of(workload, max_concurrency)
+    if loop is not None and workload.streams:
+        raise SpecError(
+            "nobody knows which models a closed loop of several would have asked",
+            source=workload.source or workload.name,
+            key="--max-concurrency",
+            fix="leave it out, or predict without it",
+        )
     if loop is not None:
         return replace(workload, arrivals=loop, trace=(), duration_s=end_s)
     seed = run.header.get("seed")
@@ -61,6 +69,8 @@ def measured_run(
     counts = [len(own) for own in times]
     prompts = [one.stream.prompt_tokens or one.request.prompt_tokens for one in rows]
     names = tuple(entry.name for entry in workload.classes)
+    models = {stream.model: i for i, stream in enumerate(workload.streams)}
+    asked = [models.setdefault(one.request.model, len(models)) for one in rows]
     index = {label: i for i, label in enumerate(names)}
     status = [one.status for one in rows]
     table = RequestTable(
@@ -76,6 +86,7 @@ def measured_run(
         preemptions=np.zeros(len(rows), np.int32),
         class_index=np.array([index.get(one.request.class_name, 0) for one in rows], np.int16),
         route_index=np.full(len(rows), -1, np.int32),
+        model_index=np.array(asked, np.int16) if len(models) > 1 else None,
     )
     until_s = workload.duration_s if whole and 0 < workload.duration_s < inf else end_s
     delays = [one.sent_s - one.request.arrival_s for one in rows if one.sent_s == one.sent_s]
@@ -101,5 +112,6 @@ def measured_run(
             np.array([at for own in times for at in own], np.float64),
         ),
         class_names=names,
+        model_names=tuple(models) if len(models) > 1 else (),
         counters={one: status.count(one) for one in STATUS if one in status},
     )

@@ -22,12 +22,12 @@ def open_requests(workload: Workload, seed: int, most: int | None) -> Iterator[R
 def closed_requests(workload: Workload, seed: int, most: int | None) -> Draw:
     """Requests for a closed loop: lengths and classes in the order of launches.
 
-    They are the ones the simulator draws from the same seed; a trace gives its own, in order.
-    Raises ``SpecError`` where there is nothing to draw from.
+    They are the ones the simulator draws from the same seed; a trace and several models give
+    their own, in order. Raises ``SpecError`` where there is nothing to draw from.
     """
     numbers = iter(range(most)) if most is not None else count()
-    if len(workload.trace):
-        rows = iter(workload.trace)
+    if len(workload.trace) or workload.streams:
+        rows = workload.requests(seed)
 
         def take(due_s: float) -> Request | None:
             row = next(rows, None) if next(numbers, None) is not None else None

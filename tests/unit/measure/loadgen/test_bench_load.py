@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +24,19 @@ from penstock.measure.loadgen.outcome import sent_workload
 from penstock.measure.run import STATUS, Run
 from penstock.measure.store import read_run, write_run
 from penstock.serve.gateway import GatewaySettings, make_app
-from penstock.serve.null import NullSettings
+from penstock.serve.null import BYTE_MODEL, NullSettings
+from penstock.serve.protocol import GenerationRequest, ModelCard
 from penstock.spec.arrivals import AllAtOnce, PoissonArrivals
 from penstock.spec.lengths import EmpiricalLengths
-from penstock.spec.workload import SLO, ClosedLoop, Request, Saturating, SLOClass, Workload
+from penstock.spec.workload import (
+    SLO,
+    ClosedLoop,
+    ModelStream,
+    Request,
+    Saturating,
+    SLOClass,
+    Workload,
+)
 
 FINISHED = STATUS.index("finished")
 LENGTHS = EmpiricalLengths(((5, 3), (9, 4)))
@@ -205,3 +215,65 @@ def test_wrong_servers_are_one_line(address: str) -> None:
         with pytest.raises(InputError, match="--api-key"):
             measure(rows, closed)
         assert (measure(rows, closed, api_key="k").requests.status == FINISHED).all()
+
+
+class _TwoModels(Scripted):
+    """Two models under one address."""
+
+    def models(self) -> tuple[ModelCard, ...]:
+        return tuple(replace(BYTE_MODEL, name=name) for name in ("chat", "code"))
+
+    def _card(self, request: GenerationRequest) -> ModelCard:
+        return next(card for card in self.models() if card.name == request.model)
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[tuple[_TwoModels, str]]:
+    generator = _TwoModels()
+    with run_server(make_app(generator, GatewaySettings(log_requests=False))) as found:
+        yield generator, found
+
+
+def of_models(*names: str) -> Workload:
+    """One request a tenth of a second, each for the next name."""
+    requests = tuple(Request(i, 0.1 * i, 5 + i, 3, model=name) for i, name in enumerate(names))
+    return Workload("test", duration_s=0.1 * len(names) + 0.5, trace=requests)
+
+
+def test_each_request_goes_to_its_own_model(pool: tuple[_TwoModels, str]) -> None:
+    """What the server was asked, by model and length, is what the workload says."""
+    generator, url = pool
+    generator.asked.clear()
+    workload = of_models("code", "chat", "code", "chat", "chat")
+    run = measure(workload, url)
+    sent = sorted((one.model, len(one.prompt)) for one in generator.asked[-5:])
+    assert sent == sorted((one.model, one.prompt_tokens) for one in workload.requests())
+    assert (run.requests.status == FINISHED).all()
+    assert run.requests.model_index is not None
+    named = [run.model_names[i] for i in run.requests.model_index.tolist()]
+    assert named == ["code", "chat", "code", "chat", "chat"]
+
+
+def test_streams_may_run_in_a_closed_loop(pool: tuple[_TwoModels, str]) -> None:
+    """Requests then come in the order of their arrivals, each to its own model."""
+    generator, url = pool
+    stream = PoissonArrivals(40.0)
+    streams = tuple(ModelStream(name, LENGTHS, stream) for name in ("chat", "code"))
+    workload = Workload("test", duration_s=1.0, streams=streams)
+    run = measure(workload, url, max_concurrency=2, num_requests=12)
+    assert run.requests.model_index is not None
+    named = [run.model_names[i] for i in run.requests.model_index.tolist()]
+    assert named == [one.model for one in islice(workload.requests(0), 12)]
+    assert {one.model for one in generator.asked} == {"chat", "code"}
+
+
+def test_models_that_nobody_serves_are_named_before_any_load(pool: tuple[_TwoModels, str]) -> None:
+    """All missing ones in one line; a model by name takes all requests instead."""
+    generator, url = pool
+    generator.asked.clear()
+    with pytest.raises(InputError, match=r"does not serve 'draw', 'sing'.*it serves chat, code"):
+        measure(of_models("chat", "draw", "sing"), url)
+    assert not generator.asked
+    run = measure(of_models("draw", "sing"), url, model="chat")
+    assert {one.model for one in generator.asked} == {"chat"}
+    assert (run.requests.status == FINISHED).all()
