@@ -20,6 +20,7 @@ from penstock.spec.model import ModelSpec
 REGION = "local"
 KV_SHARE = 0.25
 """Share of this machine's memory for the KV memory of all workers, unless it is stated."""
+_TOKEN_BYTES = 2.0
 _LINK = Link(bandwidth_bytes_per_s=5e9, latency_s=1e-4)
 _SHAPE = (
     "num_hidden_layers",
@@ -144,6 +145,7 @@ def local_plan(
         )
         for i in range(shape.engines)
     )
+    most = _LINK.bandwidth_bytes_per_s / _TOKEN_BYTES
     return Plan(
         cluster=local_cluster(workers, shape.tensor),
         model=model,
@@ -151,7 +153,10 @@ def local_plan(
         legs=tuple(
             leg
             for engine in engines
-            for leg in (Leg(COORDINATOR, engine.name, 1, 1), Leg(engine.name, COORDINATOR, 1, 1))
+            for leg in (
+                Leg(COORDINATOR, engine.name, 0.0, most),
+                Leg(engine.name, COORDINATOR, 0.0, most),
+            )
         ),
         planner="local",
         objective="goodput",
