@@ -8,7 +8,7 @@ from penstock.cli.common import print_json
 
 
 def schema(
-    kind: str = typer.Argument(help="cluster, model or workload."),
+    kind: str = typer.Argument(help="cluster, model, models (of a pool) or workload."),
 ) -> None:
     """Print the JSON Schema of an input file, for editors and other programs.
 

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from pools import pools, shared_pool
+from typer.testing import CliRunner
 
-from penstock.errors import SpecError
+from penstock.cli.main import app
+from penstock.errors import InputError, SpecError
 from penstock.plan.document import read_plan, write_plan
 from penstock.plan.pool_checker import check_pool
 from penstock.plan.pool_document import (
@@ -176,3 +178,19 @@ def test_the_checker_names_other_faults() -> None:
     assert any("less KV memory" in line for line in check_pool(_with_engine(
         pool, kv_capacity_layer_tokens=1
     )))  # fmt: skip
+
+
+def test_the_command_checks_pools_and_models(tmp_path: Path) -> None:
+    """Pools, plans and files of models are told apart; a broken pool ends with 2."""
+    pool = shared_pool()
+    good, bad, models = (tmp_path / name for name in ("pool.yaml", "bad.yaml", "models.yaml"))
+    write_pool(good, pool)
+    write_pool(bad, replace(pool, value=2.0))
+    models.write_text("models: [{name: chat, model: llama2-7b}]\n")
+    runner = CliRunner()
+    result = runner.invoke(app, ["validate", str(good), str(models)])
+    assert result.exit_code == 0, result.output
+    assert result.output.count(": ok") == 2
+    result = runner.invoke(app, ["validate", str(bad)])
+    assert isinstance(result.exception, InputError)
+    assert "not a share" in result.output
