@@ -194,6 +194,7 @@ def _plan_rows(maveriq_folder: Path, case: Case, limit: Limit) -> list[Row]:
         + ", ".join(f"{name} {pool.deployment(name).precision}" for name, _ in engines)
         for nodes, engines in pool.groups.items()
     )
+    gpus = sum(pool.nodes.node(node).count for nodes in pool.groups for node in nodes)
     fullest = fullest_bytes(pool, question) / GIB
     accuracy = float(np.mean([one.accuracy for one in pool.deployments]))
     subject = labels.of("measured memory of the fullest GPU", "GiB")
@@ -201,4 +202,5 @@ def _plan_rows(maveriq_folder: Path, case: Case, limit: Limit) -> list[Row]:
         at_most(subject, None, fullest, GPU_BYTES / GIB, note=groups),
         information(labels.of("mean accuracy of ours over FP16", "%"), None, 100 * accuracy),
         information(labels.of("models placed by ours", ""), None, float(len(pool.deployments))),
+        information(labels.of("GPUs used by ours", ""), None, float(gpus)),
     ]
