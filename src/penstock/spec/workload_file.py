@@ -174,7 +174,7 @@ def workload_to_dict(workload: Workload) -> dict[str, object]:
     elif len(workload.trace):
         data["requests"] = [_request_dict(request) for request in workload.trace]
     if workload.streams:
-        data["models"] = [stream_to_dict(stream) for stream in workload.streams]
+        data["models"] = [stream_to_dict(stream, workload.classes) for stream in workload.streams]
     elif workload.classes:
         data["classes"] = [class_to_dict(entry) for entry in workload.classes]
     return data

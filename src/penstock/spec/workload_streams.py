@@ -198,13 +198,14 @@ def _check_names(streams: Sequence[ModelStream]) -> None:
             classes.add(entry.name)
 
 
-def stream_to_dict(stream: ModelStream) -> dict[str, object]:
-    """Plain data for the entry of one model."""
+def stream_to_dict(stream: ModelStream, classes: Sequence[SLOClass]) -> dict[str, object]:
+    """Plain data for the entry of one model; limits are those of ``classes``, by name."""
+    limits = {entry.name: entry for entry in classes}
     data: dict[str, object] = {
         "name": stream.model,
         "arrivals": arrivals_to_dict(stream.arrivals),
         "lengths": lengths_to_dict(stream.lengths),
     }
     if stream.classes:
-        data["classes"] = [class_to_dict(entry) for entry in stream.classes]
+        data["classes"] = [class_to_dict(limits.get(entry.name, entry)) for entry in stream.classes]
     return data

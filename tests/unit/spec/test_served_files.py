@@ -15,6 +15,7 @@ from penstock.spec.served import in_precision, own_precision, parse_precision, w
 from penstock.spec.served_file import is_served_file, load_served, served_from_dict
 from penstock.spec.variants import Precision, Variant
 from penstock.spec.workload import SLO, SLOClass, Workload
+from penstock.spec.workload_file import workload_from_dict, workload_to_dict
 
 
 def _full() -> dict[str, Any]:
@@ -105,6 +106,17 @@ def test_limits_fill_only_what_the_workload_leaves_open() -> None:
     filled = with_limits(asked, models).classes
     assert [entry.slo for entry in filled] == [SLO(), SLO(ttft_s=0.5, e2e_s=4.0), kept.slo]
     assert with_limits(Workload("w", 1.0, classes=(own,)), models).classes == (own,)
+
+
+def test_filled_limits_are_written_with_the_workload() -> None:
+    """A document of the workload holds what its requests were promised in the end."""
+    models = served_from_dict(_full())
+    stream = {"name": "code", "arrivals": {"poisson": {"rate": 1}}}
+    asked = workload_from_dict({"lengths": "azure-conv", "models": [stream]})
+    filled = with_limits(asked, models)
+    again = workload_from_dict(workload_to_dict(filled))
+    assert again.classes == filled.classes
+    assert again.classes[0].slo == SLO(ttft_s=0.5, e2e_s=4.0)
 
 
 Change = Callable[[dict[str, Any]], Any]
