@@ -123,13 +123,16 @@ async def fingerprint(
             value=list(settings.cuts),
         )
     kinds, notes = _kinds(model, settings.cuts)
-    stored = read_checkpoint(folder).config.dtype
+    checkpoint = read_checkpoint(folder)
+    stored, server = checkpoint.config.dtype, settings.server
+    if server and checkpoint.tokenizer is None:
+        server, notes = False, (*notes, "there is no tokenizer: no server was measured")
     dtypes = settings.dtypes or (stored,)
     runs: list[CutRun] = []
     chunks: list[CutChunk] = []
     with tempfile.TemporaryDirectory(prefix="penstock-fingerprint-") as name:
         cuts = _cut_all(folder, model, settings, Path(name))
-        total = len(kinds) * len(dtypes) + settings.server
+        total = len(kinds) * len(dtypes) + server
         for i, (dtype, kind) in enumerate((d, k) for d in dtypes for k in kinds):
 
             def show(text: str, share: float, i: int = i, title: str = f"{dtype}, {kind}") -> None:
@@ -157,7 +160,7 @@ async def fingerprint(
             runs=tuple(runs),
             chunks=tuple(chunks),
         )
-        if not settings.server:
+        if not server:
             return document
         report("a server of one layer", (total - 1) / total)
         own = fit_times(document, dtypes[0], 1)
@@ -284,9 +287,7 @@ async def _server_times(
     """Serve the one-layer cut: what steps and requests take beside what its worker takes."""
     plan = local_plan(cut)
     flags = ["--dtype", dtype, "--threads", str(settings.threads)]
-    wanted = [Probe("warm-up", 1, 32, 8)] * 3
-    wanted += [Probe("prefill", 1, size, 2) for size in (16, 64, 256)] * settings.repeat
-    wanted += [Probe("decode", size, 16, 48) for size in (1, 4, 16)]
+    wanted = _server_probes(plan.model.max_position_embeddings, settings.repeat)
     with tempfile.TemporaryDirectory(prefix="penstock-fingerprint-") as name:
         record = Path(name) / "record"
         async with (
@@ -296,6 +297,13 @@ async def _server_times(
             seen = await drive(client, wanted)
         table = engine_profile(plan, engine_bounds(plan), seen, read_run(record))
     return server_times(table, own)
+
+
+def _server_probes(longest: int, repeat: int) -> list[Probe]:
+    sizes = [size for size in (16, 64, 256) if size + 2 <= longest]
+    probes = [Probe("warm-up", 1, 16, 8)] * 3
+    probes += [Probe("prefill", 1, size, 2) for size in sizes] * repeat
+    return probes + [Probe("decode", size, 16, min(48, longest - 16)) for size in (1, 4, 16)]
 
 
 def server_times(table: StepTableFile, own: LayerTimes) -> ServerTimes:
