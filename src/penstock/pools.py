@@ -52,7 +52,8 @@ def simulate_pool_plan(
     """Run ``traffic`` on ``pool`` in virtual time.
 
     ``others``: flags of ``simulate`` that plans of one model know. Raises ``SpecError`` where one
-    of them is given, and for limits that are multiples of a baseline.
+    of them is given, for limits that are multiples of a baseline, and for a workload that asks
+    for none of the models.
     """
     for flag, value in (others or {}).items():
         if value is not None:
@@ -65,6 +66,15 @@ def simulate_pool_plan(
             source=traffic.source or traffic.name,
             key="tpot",
             fix='give a time such as "50 ms"',
+        )
+    asked = traffic.models
+    if not set(asked) & set(pool.index) and (asked or len(pool.index) > 1):
+        raise SpecError(
+            f"names none of the models of the pool ({', '.join(pool.index)})",
+            source=traffic.source or traffic.name,
+            key="models",
+            value=", ".join(asked) or None,
+            fix="give models: or popularity:, or a trace with the model of each request",
         )
     chosen = traffic.seed if seed is None else seed
     options = PoolOptions(seed=chosen, step_by_step=step_by_step, progress=progress)

@@ -8,7 +8,7 @@ can change are one event.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from heapq import heappop, heappush
 from math import inf
 
@@ -230,7 +230,7 @@ class _PoolSimulation:
         for _, later in self._options.changes:
             for entry in later.deployments:
                 entries.setdefault(entry.name, entry)
-        costs: dict[str, object] = {}
+        costs: dict[str, dict[str, object]] = {}
         for name, entry in entries.items():
             shapes = [engine.spec.shape for engine in fleet.engines if engine.model == name]
             costs[name] = cost_header(self._builder.cost(name, entry.plan), shapes)
@@ -242,6 +242,7 @@ class _PoolSimulation:
             "admission": pool.sharing.admission,
             "schedulers": sorted({engine.spec.scheduler.name for engine in fleet.engines}),
             "costs": costs,
+            **_band(costs.values()),
             "engines": [
                 {
                     "name": engine.spec.name,
@@ -254,6 +255,21 @@ class _PoolSimulation:
             ],
             **header_entries(pool.cluster, self._workload.classes),
         }
+
+
+def _band(costs: Iterable[Mapping[str, object]]) -> dict[str, object]:
+    """The widest of the bands of all models; nothing where one has none."""
+    bands = [cost.get("band") for cost in costs]
+    known = [band for band in bands if isinstance(band, Mapping)]
+    if not known or len(known) < len(bands):
+        return {}
+    return {
+        "band": {
+            "low": min(band["low"] for band in known),
+            "high": max(band["high"] for band in known),
+            "extrapolated": sorted({name for band in known for name in band["extrapolated"]}),
+        }
+    }
 
 
 def _model_names(pool: PoolPlan, options: PoolOptions) -> tuple[str, ...]:

@@ -73,9 +73,7 @@ def pool(
         stages = tuple(Stage(n, i * each, (i + 1) * each) for i, n in enumerate(hold.nodes))
         capacity = hold.num_blocks * chosen.block_size * MODEL.num_hidden_layers
         name = f"e{len(held)}"
-        held.append(
-            Engine(name, stages, capacity, BatchLimits(1, 1, 1, 1), scheduler=chosen)
-        )
+        held.append(Engine(name, stages, capacity, BatchLimits(1, 1, 1, 1), scheduler=chosen))
     nodes = cut(fleet, parts)
     routing = Routing(engine_router=router)  # type: ignore[arg-type]
     return PoolPlan(
