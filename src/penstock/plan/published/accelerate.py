@@ -17,7 +17,7 @@ from penstock.plan.pool_plan import PoolPlan, Sharing, Unplaced
 from penstock.plan.pool_question import PoolQuestion, Score
 from penstock.plan.published.asked import Asked, best_form
 from penstock.plan.published.assemble import Placing, Replica, Verdict, pool_of
-from penstock.plan.published.equal_gpus import Wanted, one_machine
+from penstock.plan.published.equal_gpus import Wanted, one_machine, refuse_budget
 from penstock.spec.served import ServedModel
 
 NAME = "accelerate"
@@ -31,6 +31,7 @@ class AcceleratePlanner:
     def plan(self, question: PoolQuestion, score: Score, progress: ProgressCallback) -> PoolPlan:
         """``score`` gives the plan's value. Raises ``SpecError`` for more than one machine,
         ``Infeasible`` where no model fits."""
+        refuse_budget(question, NAME)
         asked = Asked(question, one_machine(question.cluster, NAME))
         gpus = asked.machines.num_gpus
         used = 0.0

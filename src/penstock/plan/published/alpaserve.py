@@ -29,7 +29,7 @@ from penstock.plan.pool_plan import PoolPlan, Sharing, Unplaced
 from penstock.plan.pool_question import PoolQuestion, Score
 from penstock.plan.published.asked import Asked, best_form
 from penstock.plan.published.assemble import Placing, Replica, Verdict, pool_of
-from penstock.plan.published.equal_gpus import Wanted, equal_machines
+from penstock.plan.published.equal_gpus import Wanted, equal_machines, refuse_budget
 from penstock.spec.names import did_you_mean
 from penstock.spec.served import ServedModel
 
@@ -57,6 +57,7 @@ class AlpaServePlanner:
                 value=self.policy,
                 fix=did_you_mean(self.policy, STATIC_POLICIES),
             )
+        refuse_budget(question, NAME)
         asked = Asked(question, equal_machines(question.cluster, NAME))
         progress(Progress("profiling every model in every shape"))
         problem = pool_problem(asked, self.limits)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 
 from penstock.errors import SpecError
 from penstock.plan.goodput.machines import Machines, machines_of
 from penstock.plan.parts import Parts
+from penstock.plan.pool_question import PoolQuestion
 from penstock.spec.cluster import Cluster
 
 
@@ -24,6 +26,17 @@ def equal_machines(cluster: Cluster, planner: str) -> Machines:
             fix="use joint",
         )
     return kinds[0]
+
+
+def refuse_budget(question: PoolQuestion, planner: str) -> None:
+    """The published planners plan anew. Raises ``SpecError`` where little may be loaded."""
+    if question.move_budget_bytes < inf:
+        raise SpecError(
+            f"{planner} plans anew and keeps to no budget",
+            key="--move-budget",
+            value=question.move_budget_bytes,
+            fix="leave it out, or use joint",
+        )
 
 
 def one_machine(cluster: Cluster, planner: str) -> Machines:

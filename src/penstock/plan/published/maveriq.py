@@ -24,7 +24,7 @@ from penstock.plan.pool_plan import PoolPlan, Sharing, Unplaced
 from penstock.plan.pool_question import PoolQuestion, Score
 from penstock.plan.published.asked import Asked, allowed_forms
 from penstock.plan.published.assemble import Placing, Verdict, pool_of
-from penstock.plan.published.equal_gpus import one_machine
+from penstock.plan.published.equal_gpus import one_machine, refuse_budget
 from penstock.plan.published.overlap import widened
 from penstock.spec.names import did_you_mean
 from penstock.spec.served import ServedModel
@@ -56,6 +56,7 @@ class MaverIQPlanner:
 
         Raises ``SpecError`` for more than one machine, ``Infeasible`` where no model fits.
         """
+        refuse_budget(question, NAME)
         asked = Asked(question, one_machine(question.cluster, NAME))
         deployed = deployments(asked, self.strategy, self.threshold, progress)
         placed = [one for one in deployed if one.choice is not None]

@@ -233,6 +233,14 @@ def test_what_they_cannot_handle_is_said_in_a_line(
         ask(planner, asked)
 
 
+@pytest.mark.parametrize("planner", PLANNERS, ids=str)
+def test_a_budget_of_moves_is_refused(planner: PoolPlanner) -> None:
+    """None of them keeps what stands; to plan anew all the same would load more than is allowed."""
+    asked = question(cluster(machine("a", 2)), [served(toy_model("m"))], [(0.0, "m")])
+    with pytest.raises(SpecError, match="budget"):
+        ask(planner, replace(asked, move_budget_bytes=1e6))
+
+
 @pytest.mark.parametrize(
     ("name", "planner"),
     [
