@@ -83,7 +83,7 @@ def main() -> None:
         asked = question(groups, count, factor * given.rate)
         score: Score = by_replay
         if given.simulate:
-            from penstock.evaluate import pool_score  # noqa: PLC0415
+            from penstock.pool_planning import pool_score  # noqa: PLC0415
 
             score = pool_score(asked)
         for _ in range(2):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from math import inf
 from pathlib import Path
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from penstock.plan.placement import PlacementProblem
     from penstock.spec.cluster import Cluster
     from penstock.spec.model import ModelSpec
+    from penstock.spec.served import ServedModel
     from penstock.spec.workload import SLO, Workload
 
 DEFAULT_WORKLOAD = "azure-conv-offline"
@@ -153,6 +154,36 @@ def plan(
             return found
         score = evaluate([found])[0]
         return replace(found, objective=goal, value=score.value, bound=None)
+
+
+def plan_pool(
+    cluster: Cluster | str | Path,
+    models: Sequence[ServedModel] | str | Path,
+    workload: Workload | str | Path,
+    *,
+    planner: str = "joint",
+    current: PoolPlan | str | Path | None = None,
+    move_budget_bytes: float = inf,
+    rate: float | None = None,
+    time_limit_s: float | None = None,
+    seed: int = 0,
+    progress: ProgressCallback = silent,
+) -> PoolPlan:
+    """Place several models on one pool: see ``penstock.pool_planning``."""
+    from penstock import pool_planning
+
+    return pool_planning.plan_pool(
+        cluster,
+        models,
+        workload,
+        planner=planner,
+        current=current,
+        move_budget_bytes=move_budget_bytes,
+        rate=rate,
+        time_limit_s=time_limit_s,
+        seed=seed,
+        progress=progress,
+    )
 
 
 def simulate(

@@ -224,8 +224,8 @@ class Evaluator:
         lanes = np.array([len(candidate.groups[g].stages) for g in groups])
         return (
             np.bincount(which, good, minlength=count).astype(np.int64),
-            np.bincount(which, np.where(ended, latency, 0.0), minlength=count),
-            np.bincount(which, share, minlength=count),
+            np.bincount(which, np.where(ended, latency, 0.0), minlength=count).astype(np.float64),
+            np.bincount(which, share, minlength=count).astype(np.float64),
             busy / lanes,
         )
 
@@ -234,7 +234,9 @@ class Evaluator:
         problem = self.problem
         found = []
         for m in models:
-            rows = [self.row(m, candidate.forms[m], candidate.groups[g]) for g in candidate.homes(m)]
+            rows = [
+                self.row(m, candidate.forms[m], candidate.groups[g]) for g in candidate.homes(m)
+            ]
             prompt, output = problem.mean_prompt[m], problem.mean_output[m]
             times = [problem.book.alone_s(row, prompt, output) for row in rows if row is not None]
             found.append(max(1e-9, min(times)))

@@ -28,7 +28,7 @@ F = TypeVar("F", bound=Callable[..., object])
 
 def leaf(function: F) -> F:
     """Let compiled code call ``function``; calls from Python stay plain Python."""
-    jitable: Callable[[F], F] = register_jitable
+    jitable: Callable[[F], F] = register_jitable(forceinline=True)
     return jitable(function)
 
 
@@ -98,8 +98,9 @@ class Engines(NamedTuple):
 class State(NamedTuple):
     """Per lane: clock s, group, first bucket, requests held. Per bucket (lane, engine): running,
     waiting, context tokens, steps done (tick), tick of the next end, most urgent deadline, least
-    limit of TPOT, queue ends, sequences. Per engine: KV tokens in use, requests held. Per request: the next in its
-    queue, the tick of its end. ``of_group`` [g] first lane. ``busy`` [g] seconds."""
+    limit of TPOT, queue ends, sequences. Per engine: KV tokens in use, requests held. Per
+    request: the next in its queue, the tick of its end. ``of_group`` [g] first lane. ``busy``
+    [g] seconds."""
 
     clock: Floats
     lane_group: Ints
@@ -318,8 +319,8 @@ def _segment(
             continue
         if not _level(rule, now, b, best, paced, r, s):
             # Its turn comes when its deadline is nearer than the next token of the others.
-            if paced and now < s.urgent[b] - (best - now) < until:
-                until = s.urgent[b] - (best - now)
+            if paced and now < s.urgent[b] - (best - now) + TICK_S < until:
+                until = s.urgent[b] - (best - now) + TICK_S
             continue
         if _enters(r, e, s, one, b):
             if r.arrival[s.head[b]] < oldest:
@@ -371,9 +372,7 @@ def _key(rule: int, now: float, b: int, r: Requests, s: State) -> float:
 
 
 @leaf
-def _level(
-    rule: int, now: float, b: int, best: float, paced: bool, r: Requests, s: State
-) -> bool:
+def _level(rule: int, now: float, b: int, best: float, paced: bool, r: Requests, s: State) -> bool:
     """Whether ``b`` shares turns with the first: paced engines take them step by step."""
     if paced:
         return bool(s.running[b] and s.pace[b] < NO_LIMIT)

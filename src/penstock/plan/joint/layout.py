@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 
 from penstock.plan.joint.book import Kind
 from penstock.plan.parts import Parts
@@ -86,11 +87,13 @@ def kind_of(group: Group, cluster: Cluster) -> Kind:
 def linked(machines: Sequence[int], cluster: Cluster) -> bool:
     """Whether successive machines of a pipeline are joined."""
     names = [cluster.nodes[m].name for m in machines]
-    pairs = zip(names, names[1:], strict=False)
+    pairs = pairwise(names)
     return all(a == b or cluster.link(a, b) is not None for a, b in pairs)
 
 
-def parts_of(groups: Sequence[Group], cluster: Cluster) -> tuple[tuple[Parts, ...], dict[int, dict[int, str]]]:
+def parts_of(
+    groups: Sequence[Group], cluster: Cluster
+) -> tuple[tuple[Parts, ...], dict[int, dict[int, str]]]:
     """Parts of every machine, and the node of each first GPU: names[machine][first GPU].
 
     GPUs that no group takes form groups of their own between the others.

@@ -75,14 +75,14 @@ def alone_s(evaluator: Evaluator, model: int, form: int, group: Group) -> float:
     return problem.book.alone_s(row, problem.mean_prompt[model], problem.mean_output[model])
 
 
-def load_seconds(evaluator: Evaluator, seats: frozenset[Seat], *, model: int, form: int, group: Group) -> float:
+def load_seconds(
+    evaluator: Evaluator, seats: frozenset[Seat], *, model: int, form: int, group: Group
+) -> float:
     """Seconds until weights are read from idle disks; 0 for a seat that is held."""
     if (model, form, group) in seats:
         return 0.0
     nodes = evaluator.problem.machines
-    speeds = [
-        nodes[m].disk_bytes_per_s * group.tensor / nodes[m].count for m, _ in group.stages
-    ]
+    speeds = [nodes[m].disk_bytes_per_s * group.tensor / nodes[m].count for m, _ in group.stages]
     sizes = stage_weights(evaluator, model, form, len(group.stages))
     return max(size / speed for size, speed in zip(sizes, speeds, strict=True))
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from random import Random
 
-import numpy as np
-
 from penstock.plan.joint.evaluate import Evaluator, Outcome
 from penstock.plan.joint.fill import additions, fill
 from penstock.plan.joint.layout import MOST_STAGES, Candidate, Group, linked
@@ -125,7 +123,7 @@ class Neighbours:
     # -- groups -------------------------------------------------------------------------------
 
     def merge(self, candidate: Candidate, outcome: Outcome) -> Candidate | None:
-        """Two groups of one type become a pipeline, or a wider group where they lie side by side."""
+        """Two groups of one type become a pipeline, or one of wider stages where they adjoin."""
         groups = candidate.groups
         g = self.random.randrange(len(groups))
         kind = self.evaluator.kind
@@ -180,9 +178,7 @@ class Neighbours:
                     own.append(m)
             held.append(tuple(own))
         order = sorted(range(len(groups)), key=lambda g: groups[g])
-        regrouped = Candidate(
-            tuple(groups[g] for g in order), tuple(held[g] for g in order), forms
-        )
+        regrouped = Candidate(tuple(groups[g] for g in order), tuple(held[g] for g in order), forms)
         return fill(self.evaluator, self.limits, regrouped)
 
 
@@ -218,9 +214,7 @@ def halves(group: Group) -> list[list[Group]]:
     if group.tensor > 1:
         size = group.tensor // _least_factor(group.tensor)
         starts = range(0, group.tensor, size)
-        ways.append(
-            [Group(tuple((m, f + at) for m, f in group.stages), size) for at in starts]
-        )
+        ways.append([Group(tuple((m, f + at) for m, f in group.stages), size) for at in starts])
     return ways
 
 

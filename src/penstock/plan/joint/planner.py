@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from time import monotonic
@@ -97,6 +97,7 @@ class _Session:
             self._start_from(self.current)
         if self.limits.budget_bytes == inf:
             self.search.construct()
+        self.search.replicate()
         self.search.improve()
         if self.search.best:
             thrift = Thrift(self.search, self.search.best[0])
@@ -195,7 +196,7 @@ class _Session:
         ]
 
 
-def _loads(evaluator: Evaluator, seats: frozenset[Seat]) -> object:
+def _loads(evaluator: Evaluator, seats: frozenset[Seat]) -> Callable[[int, int, Group], float]:
     def load_s(model: int, form: int, group: Group) -> float:
         return load_seconds(evaluator, seats, model=model, form=form, group=group)
 

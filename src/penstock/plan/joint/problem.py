@@ -120,14 +120,13 @@ def joint_problem(question: PoolQuestion) -> JointProblem:
     for m in range(count):
         if asked[m]:
             longest[m] = int((prompt + output)[model == m].max())
-    arrival = np.array([request.arrival_s for request in requests], dtype=np.float64)
-    last = float(arrival[-1]) if len(arrival) else 0.0
+    last = requests[-1].arrival_s if requests else 0.0
     book = CostBook(question.cost_of, question.gpu_memory_utilization)
     delay = _delays(question, forms, model, prompt)
     return JointProblem(
         question,
         forms,
-        _sampled(_traffic(question, requests, arrival, model, prompt, output, delay)),
+        _sampled(_traffic(question, requests, model, (prompt, output), delay)),
         asked,
         np.bincount(model, prompt, minlength=count) / some,
         np.bincount(model, output, minlength=count) / some,
@@ -202,12 +201,13 @@ def _delays(
 def _traffic(
     question: PoolQuestion,
     requests: Sequence[Request],
-    arrival: Floats,
     model: Ints,
-    prompt: Ints,
-    output: Ints,
+    lengths: tuple[Ints, Ints],
     delay: Floats,
 ) -> JointTraffic:
+    """Limits of every request, in seconds from when it reaches the scheduler."""
+    prompt, output = lengths
+    arrival = np.array([request.arrival_s for request in requests], dtype=np.float64)
     limits = {entry.name: _seconds(entry.slo) for entry in question.workload.classes}
     none = (NO_LIMIT, NO_LIMIT, NO_LIMIT)
     each = np.array([limits.get(one.class_name, none) for one in requests]).reshape(-1, 3)

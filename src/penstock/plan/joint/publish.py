@@ -66,7 +66,7 @@ def _deployment(
 ) -> Deployment:
     problem = evaluator.problem
     model, form = problem.models[m], problem.forms[m][candidate.forms[m]]
-    placed = []
+    placed: list[Placed] = []
     for g in sorted(candidate.homes(m), key=lambda g: order_of(evaluator, candidate, g)):
         group = candidate.groups[g]
         tokens = evaluator.kv_tokens(candidate, g)[candidate.held[g].index(m)]
@@ -111,7 +111,9 @@ def candidate_of(problem: JointProblem, pool: PoolPlan) -> tuple[Candidate, froz
         m = index.get(deployment.name)
         if m is None:
             continue
-        known = [i for i, f in enumerate(problem.forms[m]) if f.variant.precision == deployment.precision]
+        known = [
+            i for i, f in enumerate(problem.forms[m]) if f.variant.precision == deployment.precision
+        ]
         if not known or problem.forms[m][known[0]].spec != deployment.plan.model:
             continue
         forms[m] = known[0]

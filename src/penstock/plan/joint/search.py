@@ -15,7 +15,7 @@ from penstock.plan.joint.limits import Limits
 from penstock.plan.joint.moves import Neighbours
 
 KEPT = 6
-MOST_CUTS = 40
+MOST_CUTS = 24
 PROPOSALS = 500
 ROUNDS = 2
 Rank = tuple[tuple[int, ...], float]
@@ -60,9 +60,7 @@ class Search:
             self.tried += 1
         levels = sorted({model.priority for model in problem.models}, reverse=True)
         placed = [m for m in candidate.placed if problem.asked[m]]
-        counts = tuple(
-            sum(problem.models[m].priority == level for m in placed) for level in levels
-        )
+        counts = tuple(sum(problem.models[m].priority == level for m in placed) for level in levels)
         rank = counts, outcome.score(problem.traffic.num_requests)
         return Found(candidate, outcome, rank)
 
@@ -86,9 +84,7 @@ class Search:
         for m, node in enumerate(cluster.nodes):
             types.setdefault((node.accelerator.name, node.count), []).append(m)
         heads = frozenset(model.model.num_attention_heads for model in problem.models)
-        cuts = [
-            likely(list(arrangements(machines, cluster, heads))) for machines in types.values()
-        ]
+        cuts = [likely(list(arrangements(machines, cluster, heads))) for machines in types.values()]
         current = [several[0] for several in cuts]
         starts = self._forms()
         total = sum(len(several) for several in cuts) * len(starts) * (2 if len(cuts) > 1 else 1)
@@ -107,12 +103,16 @@ class Search:
                 current[at] = several[-max(ranked)[1]]
 
     def _filled(self, groups: Sequence[Group], forms: Sequence[int]) -> Found:
-        start = empty(sorted(groups), forms)
-        filled = fill(self.evaluator, self.limits, start)
-        found = self.judge(*replicate(self.evaluator, self.limits, filled))
-        self.tried += 1
+        found = self.judge(fill(self.evaluator, self.limits, empty(sorted(groups), forms)))
         self.keep(found)
         return found
+
+    def replicate(self) -> None:
+        """Add replicas to the best few."""
+        for found in list(self.best):
+            grown, outcome = replicate(self.evaluator, self.limits, found.candidate)
+            self.tried += 1
+            self.keep(self.judge(grown, outcome))
 
     def _forms(self) -> list[tuple[int, ...]]:
         """The most accurate form of every model; the lightest ones, if others."""
@@ -121,7 +121,10 @@ class Search:
         light = tuple(
             min(
                 range(len(several)),
-                key=lambda f: (several[f].spec.slice_weight_bytes(0, several[f].spec.num_hidden_layers), f),
+                key=lambda f: (
+                    several[f].spec.slice_weight_bytes(0, several[f].spec.num_hidden_layers),
+                    f,
+                ),
             )
             for several in forms
         )
@@ -135,12 +138,8 @@ class Search:
             return
         random = self.random
         neighbours = Neighbours(self.evaluator, self.limits, random)
-        problem = self.evaluator.problem
         for number in range(self.proposals):
-            if self.late:
-                return
-            perfect = problem.traffic.num_requests == 0
-            if perfect:
+            if self.late or self.value == 1.0:
                 return
             parent = self.best[min(len(self.best) - 1, int(random.expovariate(1.0)))]
             drawn = neighbours.draw(parent.candidate, parent.outcome)

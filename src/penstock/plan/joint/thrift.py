@@ -157,7 +157,7 @@ class Thrift:
         asked = [m for m in candidate.held[gone] if self.problem.asked[m]]
         if not all(m in filled.placed for m in asked):
             return None
-        held = [()] * len(candidate.groups)
+        held: list[tuple[int, ...]] = [()] * len(candidate.groups)
         for g, models in zip(groups, filled.held, strict=True):
             held[g] = models
         return Candidate(candidate.groups, tuple(held), candidate.forms)
