@@ -20,14 +20,10 @@ from penstock.cost.fingerprint_file import (
     CutRun,
     FingerprintFile,
     Machine,
-    ServerTimes,
     Shape,
 )
-from penstock.cost.fingerprint_times import LayerTimes, fit_times
-from penstock.cost.step_table import StepTableFile
+from penstock.cost.fingerprint_times import fit_times
 from penstock.errors import InputError, SpecError
-from penstock.measure.loadgen.bench import BenchSettings, open_client
-from penstock.measure.store import read_run
 from penstock.profile.batches import (
     OUTPUTS,
     Batch,
@@ -38,12 +34,8 @@ from penstock.profile.batches import (
     measure_chunks,
 )
 from penstock.profile.cuts import cut_checkpoint
-from penstock.profile.drive import drive
-from penstock.profile.engine import engine_bounds, engine_profile
-from penstock.profile.fit import line
-from penstock.profile.probes import Probe
-from penstock.profile.server import serving
-from penstock.serve.local import local_accelerator, local_plan, machine_memory_bytes
+from penstock.profile.fingerprint_server import measure_server
+from penstock.serve.local import local_accelerator, machine_memory_bytes
 from penstock.serve.model.checkpoint import read_checkpoint
 from penstock.spec.load import load_model
 from penstock.spec.model import ModelSpec
@@ -115,13 +107,7 @@ async def fingerprint(
     """
     settings = settings or FingerprintSettings()
     model = load_model(folder)
-    if max(settings.cuts) > model.num_hidden_layers:
-        raise SpecError(
-            f"the checkpoint has {model.num_hidden_layers} layers",
-            source=folder,
-            key="cuts",
-            value=list(settings.cuts),
-        )
+    _check_depth(folder, model, settings.cuts)
     kinds, notes = _kinds(model, settings.cuts)
     checkpoint = read_checkpoint(folder)
     stored, server = checkpoint.config.dtype, settings.server
@@ -164,8 +150,20 @@ async def fingerprint(
             return document
         report("a server of one layer", (total - 1) / total)
         own = fit_times(document, dtypes[0], 1)
-        added = await _server_times(cuts[1], own, dtypes[0], settings)
+        added = await measure_server(
+            cuts[1], own, dtype=dtypes[0], repeat=settings.repeat, threads=settings.threads
+        )
     return document.model_copy(update={"server": added})
+
+
+def _check_depth(folder: Path, model: ModelSpec, cuts: tuple[int, ...]) -> None:
+    if max(cuts) > model.num_hidden_layers:
+        raise SpecError(
+            f"the checkpoint has {model.num_hidden_layers} layers",
+            source=folder,
+            key="cuts",
+            value=list(cuts),
+        )
 
 
 def shape_of(model: ModelSpec) -> Shape:
@@ -279,47 +277,3 @@ def _rows(runner: Runner, batch: Batch, timing: Timing) -> list[CutRun]:
         )
         for outputs in OUTPUTS
     ]
-
-
-async def _server_times(
-    cut: Path, own: LayerTimes, dtype: str, settings: FingerprintSettings
-) -> ServerTimes:
-    """Serve the one-layer cut: what steps and requests take beside what its worker takes."""
-    plan = local_plan(cut)
-    flags = ["--dtype", dtype, "--threads", str(settings.threads)]
-    wanted = _server_probes(plan.model.max_position_embeddings, settings.repeat)
-    with tempfile.TemporaryDirectory(prefix="penstock-fingerprint-") as name:
-        record = Path(name) / "record"
-        async with (
-            serving(plan, Path(name), record=record, flags=flags) as url,
-            open_client(BenchSettings(url)) as client,
-        ):
-            seen = await drive(client, wanted)
-        table = engine_profile(plan, engine_bounds(plan), seen, read_run(record))
-    return server_times(table, own)
-
-
-def _server_probes(longest: int, repeat: int) -> list[Probe]:
-    sizes = [size for size in (16, 64, 256) if size + 2 <= longest]
-    probes = [Probe("warm-up", 1, 16, 8)] * 3
-    probes += [Probe("prefill", 1, size, 2) for size in sizes] * repeat
-    return probes + [Probe("decode", size, 16, min(48, longest - 16)) for size in (1, 4, 16)]
-
-
-def server_times(table: StepTableFile, own: LayerTimes) -> ServerTimes:
-    """What the served one-layer cut in ``table`` takes beside its worker's ``own`` times."""
-    added = [
-        (
-            float(point.seqs),
-            max(0.0, point.seconds - own.decode_line(point.seqs, 1).at(point.context_tokens)),
-        )
-        for point in table.decode
-    ]
-    steps = line(added)
-    assert table.host is not None
-    return ServerTimes(
-        step=steps.fixed,
-        sequence=steps.slope,
-        request=table.host.fixed,
-        prompt_token=table.host.per_prompt_token,
-    )

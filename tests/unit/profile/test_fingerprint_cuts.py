@@ -16,7 +16,8 @@ from penstock.cost.step_table import DecodePoint, HostTimes, PrefillPoint, StepT
 from penstock.errors import SpecError
 from penstock.profile.batches import Batch, Runner, Sample, kv_tokens, quick
 from penstock.profile.cuts import cut_checkpoint
-from penstock.profile.fingerprint import FingerprintSettings, batches, server_times
+from penstock.profile.fingerprint import FingerprintSettings, batches
+from penstock.profile.fingerprint_server import server_times
 
 TINY = Path(__file__).parents[3] / "models" / "tiny"
 
