@@ -260,7 +260,7 @@ class PoolFleet:
 
     # -- requests -----------------------------------------------------------------------------
 
-    def offer(self, name: str, seq: Sequence, now: float) -> None:
+    def arrive(self, name: str, seq: Sequence, now: float) -> None:
         """A request for the model ``name`` has come ("" = the only one)."""
         model = self._models.get(name or self._only)
         if model is None or not model.deployed:

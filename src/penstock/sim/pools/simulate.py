@@ -164,7 +164,7 @@ class _PoolSimulation:
         row = self._recorder.arrive(request, request.arrival_s)
         if self._options.replan is not None:
             self._seen.append(request)
-        self._fleet.offer(request.model, new_sequence(row, request, self._classes), now)
+        self._fleet.arrive(request.model, new_sequence(row, request, self._classes), now)
 
     def _schedule(self, group: Group, at: float) -> None:
         """The group's next event; an earlier note of it no longer counts."""
