@@ -17,9 +17,11 @@ from penstock.report.provenance import BANDED, band_sentence
 
 
 def summary_table(summary: Summary) -> Stack:
-    """One run: rates, counts, then latency percentiles by class and over all."""
-    # One class is the whole: its rows would repeat those of all requests.
-    parts = summary.parts if len(summary.parts) > 1 else ()
+    """One run: rates, counts, then latency percentiles by class and over all; a row a model."""
+    parts = [group for group in summary.parts if group not in summary.models]
+    if len(summary.parts) < 2:
+        # One class is the whole: its rows would repeat those of all requests.
+        parts = []
     groups = [("all", summary.overall), *((group.name, group) for group in parts)]
     rates = Table(title=f"{summary.name} ({summary.kind})", title_justify="left")
     rates.add_column("")
@@ -58,7 +60,10 @@ def summary_table(summary: Summary) -> Stack:
     note = Text(f"window {start:,.1f} s to {end:,.1f} s ({summary.window_length_s:,.1f} s)", "dim")
     if band is not None:
         note.append("\n" + band_sentence(band))
-    return Stack(rates, latency, note) if latency.rows else Stack(rates, note)
+    tables = [rates, *([latency] if latency.rows else [])]
+    if summary.models:
+        tables.append(model_table([summary.name], [summary]))
+    return Stack(*tables, note)
 
 
 def comparison_table(comparison: Comparison) -> Stack:
@@ -87,38 +92,44 @@ def comparison_table(comparison: Comparison) -> Stack:
     if comparison.verdicts:
         parts.append(verdict_table(comparison))
     if any(summary.models for summary in comparison.summaries):
-        parts.append(model_table(comparison))
+        parts.append(model_table(comparison.names, comparison.summaries))
     lengths = [summary.window_length_s for summary in comparison.summaries]
     if max(lengths) - min(lengths) > 1e-6 * max(lengths):
         parts.append(Text("the windows differ in length; rates are per second of each", "dim"))
     return Stack(*parts)
 
 
-def model_table(comparison: Comparison) -> Table:
-    """What each model got, a row for each model and run; attainment is over all requests sent."""
+def model_table(names: Sequence[str], summaries: Sequence[Summary]) -> Table:
+    """What each model got in each run; attainment is over all requests sent to it."""
+    models = dict.fromkeys(group.name for summary in summaries for group in summary.models)
+    rows = [
+        (name, group)
+        for model in models
+        for name, summary in zip(names, summaries, strict=True)
+        for group in summary.models
+        if group.name == model
+    ]
+    groups = [group for _, group in rows]
     table = Table(title="By model", title_justify="left")
-    table.add_column("model")
-    table.add_column("run", overflow="fold")
-    table.add_column("sent", justify="right")
-    table.add_column("attainment", justify="right")
-    for label in ("TTFT", "TPOT", "E2EL"):
-        for percentile in ("p50", "p99"):
-            table.add_column(f"{label} {percentile} [dim]s[/dim]", justify="right")
-    names = dict.fromkeys(group.name for s in comparison.summaries for group in s.models)
-    for name in names:
-        for run, summary in zip(comparison.names, comparison.summaries, strict=True):
-            for group in summary.models:
-                if group.name == name:
-                    spreads = (group.ttft, group.tpot, group.e2e)
-                    seconds = [value for d in spreads for value in (d.p50, d.p99)]
-                    table.add_row(
-                        Text(name),
-                        Text(run),
-                        f"{group.sent:,}",
-                        figure(group.slo_attainment, "share"),
-                        *(figure(value, "s") for value in seconds),
-                    )
-        table.add_section()
+    table.add_column("model", overflow="fold")
+    columns = [[group.name for group in groups]]
+    if len(names) > 1:
+        table.add_column("run", overflow="fold")
+        columns.append([name for name, _ in rows])
+    figures: list[tuple[str, str, list[float | None]]] = [
+        ("sent", "", [group.sent for group in groups]),
+        ("SLO", "share", [group.slo_attainment for group in groups]),
+    ]
+    for label, attribute in (("TTFT", "ttft"), ("TPOT", "tpot"), ("E2EL", "e2e")):
+        spreads: list[Distribution] = [getattr(group, attribute) for group in groups]
+        figures.append((f"{label}\np50", "s", [spread.p50 for spread in spreads]))
+        figures.append((f"{label}\np99", "s", [spread.p99 for spread in spreads]))
+    for label, unit, values in figures:
+        shown, texts = row_figures(values, unit)
+        table.add_column(f"{label}\n[dim]{shown}[/dim]", justify="right")
+        columns.append(texts)
+    for cells in zip(*columns, strict=True):
+        table.add_row(*(Text(cell) for cell in cells))
     return table
 
 

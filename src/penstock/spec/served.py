@@ -28,7 +28,8 @@ class ServedModel:
 
     ``model`` is the shape in its own precision; ``variants`` are the stored forms it may be
     served in, with their accuracy. ``checkpoint`` is the folder ``serve`` loads ("" = none).
-    Higher ``priority`` first. ``slo``: limits of its requests where the workload has none.
+    Higher ``priority`` first. ``slo``: limits to plan for where the workload gives its
+    requests none.
     """
 
     name: str

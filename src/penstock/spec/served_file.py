@@ -55,7 +55,7 @@ class ServedFile(Strict):
     precisions: list[str] | None = Field(default=None, description="those allowed; default: all")
     variants: list[VariantFile] | None = None
     slo: LimitsFile | None = Field(
-        default=None, description="limits of its requests where the workload gives none"
+        default=None, description="limits to plan for where the workload gives none"
     )
 
     @field_validator("intent", mode="before")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 from rich.console import Console, RenderableType
 from tests.unit.measure.runs import busy_run, run_of
 from tests.unit.report.plans import plan_of
 
 from penstock.measure.compare import compare_runs
 from penstock.measure.metrics import summarise
+from penstock.measure.run import Run
 from penstock.report.tables import comparison_table, plan_table, summary_table
 
 
@@ -45,6 +47,26 @@ def test_a_comparison_shows_differences_and_verdicts() -> None:
     assert "%" in text
     assert "Simulated against measured" in text
     assert "within" in text or "outside" in text
+
+
+def _of_two_models(name: str) -> Run:
+    run = busy_run(name, requests=40)
+    index = np.arange(40, dtype=np.int16) % 2
+    table = replace(run.requests, model_index=index)
+    return replace(run, requests=table, model_names=("chat", "code"))
+
+
+def test_models_have_a_row_each() -> None:
+    """A summary has a row a model, a comparison one a model and run, with what each was sent."""
+    first, second = _of_two_models("sim"), _of_two_models("real")
+    text = _shown(summary_table(summarise(first))).partition("By model")[2]
+    rows = [line for line in text.splitlines() if "chat" in line or "code" in line]
+    sent = [group.sent for group in summarise(first).models]
+    assert [int(row.split("│")[2]) for row in rows] == sent
+    both = _shown(comparison_table(compare_runs([first, second]))).partition("By model")[2]
+    rows = [line for line in both.splitlines() if "chat" in line or "code" in line]
+    assert [("sim" in row, "real" in row) for row in rows] == [(True, False), (False, True)] * 2
+    assert "By model" not in _shown(summary_table(summarise(busy_run())))
 
 
 def test_a_plan_lists_its_stages_by_layer() -> None:
