@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as SequenceOf
 from random import Random
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from penstock.errors import SpecError
 from penstock.policy.schedulers.sequence import Sequence
@@ -135,6 +135,48 @@ def make_router(name: str, seed: int = 0) -> EngineRouter:
     if make is None:
         raise SpecError("unknown router", key="router", value=name, fix=did_you_mean(name, ROUTERS))
     return make(seed)
+
+
+class AbleLoad(EngineLoad, Protocol):
+    """An engine that knows whether it could ever serve a request."""
+
+    def fits(self, seq: Sequence) -> bool: ...
+
+
+E = TypeVar("E", bound=AbleLoad)
+
+
+def choose(router: EngineRouter, seq: Sequence, engines: SequenceOf[E]) -> E:
+    """The router's choice; it is not asked where there is none to make."""
+    if len(engines) == 1:
+        return engines[0]
+    picked = router.pick(seq, engines)
+    return next(engine for engine in engines if engine is picked)
+
+
+def choose_able(
+    router: EngineRouter,
+    seq: Sequence,
+    engines: SequenceOf[E],
+    in_time: Callable[[E], bool] | None = None,
+) -> tuple[E | None, bool]:
+    """(an engine for ``seq``, whether one fits at all): the router's first choice, if it will do.
+
+    ``in_time`` says whether an engine would keep the request's limits; the others are tried where
+    the first choice would not.
+    """
+    if not engines:
+        return None, False
+    first = choose(router, seq, engines)
+    if not first.fits(seq):
+        able = [engine for engine in engines if engine.fits(seq)]
+        if not able:
+            return None, False
+        engines, first = able, choose(router, seq, able)
+    if in_time is None or in_time(first):
+        return first, True
+    timely = [e for e in engines if e is not first and e.fits(seq) and in_time(e)]
+    return (choose(router, seq, timely) if timely else None), True
 
 
 class Admission(Protocol):

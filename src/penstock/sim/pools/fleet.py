@@ -10,13 +10,14 @@ ready engine its requests wait in its queue. So no GPU ever holds more than a pl
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 from penstock.measure.run import RunEvent
 from penstock.plan.moves import Gpus, moves
 from penstock.plan.plan import Engine
 from penstock.plan.pool_plan import PoolPlan
 from penstock.policy.deadline import DeadlineAdmission, within
-from penstock.policy.engine_routing import admit_all
+from penstock.policy.engine_routing import admit_all, choose_able
 from penstock.policy.schedulers.sequence import Sequence
 from penstock.policy.sharing import TimeShare
 from penstock.sim.engines.fleet import EngineSpec
@@ -160,7 +161,7 @@ class PoolFleet:
         if not model.ready:
             return
         for seq in engine.withdraw():
-            other = model.find(seq, model.ready)
+            other, _ = choose_able(model.router, seq, model.ready)
             self._add(engine if other is None else other, seq, now)
 
     # -- from plan to plan --------------------------------------------------------------------
@@ -277,24 +278,16 @@ class PoolFleet:
     def _place(
         self, model: ServedModel, seq: Sequence, ready: list[PoolEngine], now: float
     ) -> None:
-        engine = model.find(seq, ready)
-        if engine is None:
-            if any(other.fits(seq) for other in model.coming):
-                model.queue.append(seq)
-            else:
-                self._recorder.end(seq.row, "rejected")
-            return
-        if self._deadline is not None and not self._in_time(engine, seq, now):
-            able = [
-                other
-                for other in ready
-                if other is not engine and other.fits(seq) and self._in_time(other, seq, now)
-            ]
-            if not able:
-                self._recorder.end(seq.row, "dropped")
-                return
-            engine = model.choose(seq, able)
-        self._add(engine, seq, now)
+        in_time = None if self._deadline is None else partial(self._in_time, seq=seq, now=now)
+        engine, fits = choose_able(model.router, seq, ready, in_time)
+        if engine is not None:
+            self._add(engine, seq, now)
+        elif fits:
+            self._recorder.end(seq.row, "dropped")
+        elif any(other.fits(seq) for other in model.coming):
+            model.queue.append(seq)
+        else:
+            self._recorder.end(seq.row, "rejected")
 
     def _in_time(self, engine: PoolEngine, seq: Sequence, now: float) -> bool:
         """Whether ``seq`` would end within its limits on ``engine``."""

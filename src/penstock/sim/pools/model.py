@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from penstock.plan.pool_plan import Deployment
-from penstock.policy.engine_routing import EngineRouter, admit_all, make_router
+from penstock.policy.engine_routing import EngineRouter, RoundRobin, admit_all, make_router
 from penstock.policy.fleet import plan_admission
 from penstock.policy.schedulers.priority import UrgencyQueue
-from penstock.policy.schedulers.sequence import Sequence as Served
 from penstock.sim.pools.engine import PoolEngine, State
 
 
@@ -28,7 +25,7 @@ class ServedModel:
         self.admission = admit_all
         self._seed = seed
         self._router_name = ""
-        self._router: EngineRouter | None = None
+        self.router: EngineRouter = RoundRobin()
 
     @property
     def deployed(self) -> bool:
@@ -48,27 +45,10 @@ class ServedModel:
             self.admission = plan_admission(entry.plan)
             name = entry.plan.routing.engine_router
             if name != self._router_name:
-                self._router_name, self._router = name, make_router(name, self._seed)
+                self._router_name, self.router = name, make_router(name, self._seed)
 
     def look(self) -> None:
         """Find out who is ready."""
         self.former = [engine for engine in self.former if engine.state is not State.GONE]
         ready = [engine for engine in self.engines if engine.state is State.READY]
         self.ready = ready or [e for e in self.former if e.state is State.STAYING]
-
-    def choose(self, seq: Served, engines: Sequence[PoolEngine]) -> PoolEngine:
-        """One of ``engines`` (at least one)."""
-        if len(engines) == 1:
-            return engines[0]
-        assert self._router is not None
-        return engines[engines.index(self._router.pick(seq, engines))]
-
-    def find(self, seq: Served, among: Sequence[PoolEngine]) -> PoolEngine | None:
-        """The engine of ``among`` that serves ``seq``; None where it fits none."""
-        if not among:
-            return None
-        engine = self.choose(seq, among)
-        if engine.fits(seq):
-            return engine
-        able = [other for other in among if other.fits(seq)]
-        return self.choose(seq, able) if able else None
