@@ -97,6 +97,7 @@ def plan(
     from penstock.plan.registry import planner as planner_named
     from penstock.policy.baseline import has_relative_limits, with_absolute_limits
     from penstock.sim.options import SimulationOptions
+    from penstock.spec.workloads import of_one_model
 
     goal = _one_of(objective or "throughput", get_args(Objective), "--objective")
     if planner in ENGINE_PLANNERS:
@@ -127,7 +128,7 @@ def plan(
             progress=progress,
         )
     method = planner_named(planner, others=ENGINE_PLANNERS)
-    traffic = load_traffic(workload or DEFAULT_WORKLOAD, rate=rate)
+    traffic = of_one_model(load_traffic(workload or DEFAULT_WORKLOAD, rate=rate))
     if goal == "goodput":
         require_limits(traffic)
     if goal == "goodput" and has_relative_limits(traffic.classes):
@@ -227,6 +228,7 @@ def simulate(
     from penstock.sim.simulate import simulate as run_simulation
     from penstock.spec.faults import FaultSchedule, load_faults
     from penstock.spec.workload_file import workload_to_dict
+    from penstock.spec.workloads import of_one_model
 
     traffic = load_traffic(
         workload,
@@ -252,6 +254,7 @@ def simulate(
             pool, traffic, seed=seed, step_by_step=step_by_step, others=others, progress=progress
         )
     assert not isinstance(plan, PoolPlan)
+    traffic = of_one_model(traffic)
     loaded = read_plan(Path(plan)) if isinstance(plan, (str, Path)) else plan
     if profile is not None:
         loaded = profiled(loaded, profile)
@@ -452,16 +455,13 @@ def load_traffic(
 ) -> Workload:
     """Return a workload, read from its file or preset, with the given values replaced."""
     from penstock.spec.load import load_workload
-    from penstock.spec.workload import ClosedLoop
-    from penstock.spec.workloads import with_rate
+    from penstock.spec.workloads import in_closed_loop, with_rate
 
     traffic = load_workload(workload) if isinstance(workload, (str, Path)) else workload
     if rate is not None:
         traffic = with_rate(traffic, rate)
     if max_concurrency is not None:
-        if max_concurrency < 1:
-            raise SpecError("must be at least 1", key="--max-concurrency", value=max_concurrency)
-        traffic = replace(traffic, arrivals=ClosedLoop(max_concurrency))
+        traffic = in_closed_loop(traffic, max_concurrency)
     if duration_s is not None:
         traffic = replace(traffic, duration_s=duration_s)
     if warmup_s is not None:

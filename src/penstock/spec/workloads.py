@@ -1,4 +1,4 @@
-"""Changing a workload: another rate, another length of time."""
+"""Changing a workload: another rate, a closed loop; and what it says as a whole."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from penstock.spec.arrivals import (
     UniformArrivals,
 )
 from penstock.spec.traces import TraceFile
-from penstock.spec.workload import ModelStream, OpenLoopArrivals, Workload
+from penstock.spec.workload import ClosedLoop, ModelStream, OpenLoopArrivals, Workload
 
 
 def with_rate(workload: Workload, rate_per_s: float) -> Workload:
@@ -45,6 +45,28 @@ def with_rate(workload: Workload, rate_per_s: float) -> Workload:
         value=rate_per_s,
         fix="use one with poisson, gamma, uniform or bucket arrivals, such as azure-conv-online",
     )
+
+
+def in_closed_loop(workload: Workload, max_concurrency: int) -> Workload:
+    """``workload`` with a constant number of requests in flight. Raises ``SpecError``."""
+    if max_concurrency < 1:
+        raise SpecError("must be at least 1", key="--max-concurrency", value=max_concurrency)
+    if workload.streams:
+        raise SpecError(
+            "closed loops are of one model", key="--max-concurrency", fix="leave it out"
+        )
+    return replace(workload, arrivals=ClosedLoop(max_concurrency))
+
+
+def of_one_model(workload: Workload) -> Workload:
+    """``workload``, for a plan of one model. Raises ``SpecError`` where it names several."""
+    if len(workload.models) > 1:
+        raise SpecError(
+            f"names {len(workload.models)} models, and the plan is of one",
+            source=workload.source or workload.name,
+            fix="plan with a file of models, or take a workload of one",
+        )
+    return workload
 
 
 def _streams_at(workload: Workload, rate_per_s: float) -> Workload:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from penstock import api
+from penstock.errors import SpecError
 from penstock.spec.load import load_cluster, load_workload
 from penstock.spec.served_file import is_served_file, load_served
 from penstock.spec.workload import SLO
@@ -23,3 +27,11 @@ def test_the_files_name_the_same_models() -> None:
     memory = sum(node.count * node.accelerator.memory_bytes for node in cluster.nodes)
     weights = [one.model.slice_weight_bytes(0, one.model.num_hidden_layers) for one in models]
     assert sum(weights) < memory
+
+
+def test_one_model_does_not_take_the_traffic_of_several() -> None:
+    """Requests of other models would count as its own: that is refused in one line."""
+    with pytest.raises(SpecError, match="names 4 models, and the plan is of one"):
+        api.plan(EXAMPLE / "cluster.yaml", "llama2-7b", EXAMPLE / "workload.yaml")
+    with pytest.raises(SpecError, match="closed loops are of one model"):
+        api.load_traffic(EXAMPLE / "workload.yaml", max_concurrency=4)

@@ -36,7 +36,8 @@ def sent_workload(run: Run, workload: Workload, max_concurrency: int | None) -> 
         return replace(workload, arrivals=loop, trace=(), duration_s=end_s)
     seed = run.header.get("seed")
     requests = workload.requests(seed if isinstance(seed, int) else None)
-    return replace(workload, trace=tuple(islice(requests, len(run.requests.id))), duration_s=end_s)
+    sent = tuple(islice(requests, len(run.requests.id)))
+    return replace(workload, trace=sent, streams=(), duration_s=end_s)
 
 
 @dataclass(slots=True)
