@@ -59,9 +59,9 @@ class _PoolSimulation:
     ) -> None:
         self._pool, self._workload, self._options = pool, workload, options
         self._classes = {entry.name: entry for entry in workload.classes}
-        self._recorder = EngineRecorder(
-            tuple(self._classes), tuple(stream.model for stream in workload.streams)
-        )
+        names = [stream.model for stream in workload.streams]
+        names += [name for name in _model_names(pool, options) if name not in names]
+        self._recorder = EngineRecorder(tuple(self._classes), tuple(names))
         self._builder = Builder(costs, self._classes, self._recorder, options)
         self._fleet = PoolFleet(
             self._builder, self._recorder, self._classes, options.seed, self._schedule
