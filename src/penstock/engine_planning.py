@@ -33,7 +33,7 @@ from penstock.spec.cluster import Cluster
 from penstock.spec.load import load_cluster, load_model
 from penstock.spec.model import ModelSpec
 from penstock.spec.workload import Workload
-from penstock.spec.workloads import mean_lengths
+from penstock.spec.workloads import mean_lengths, of_one_model
 
 
 def plan_engines_for(
@@ -51,7 +51,7 @@ def plan_engines_for(
     """Engines on ``cluster`` for the highest rate that keeps the limits; see ``api.plan``."""
     fleet = load_cluster(cluster) if isinstance(cluster, (str, Path)) else cluster
     shape = load_model(model) if isinstance(model, (str, Path)) else model
-    traffic = load_traffic(workload or DEFAULT_ENGINE_WORKLOAD)
+    traffic = of_one_model(load_traffic(workload or DEFAULT_ENGINE_WORKLOAD))
     if not 0 < attainment < 1:
         raise SpecError("must lie between 0 and 1", key="--attainment", value=attainment)
     max_queue_s = None
