@@ -3,9 +3,11 @@
     python benchmarks/pool_speed.py [--requests N]
 
 Eight models of 8B parameters on 16 GPUs, rates by a power law, lengths log-normal (prompts of mean
-512; outputs of mean 20 or 200 tokens), at about half and at all of what the GPUs can do. "apart":
-every model has two GPUs of its own. "shared": four groups of four GPUs, each shared by four
-models, every model on two of them, turns by deadline (or in a round). The last line is JSON.
+512; outputs of mean 20 or 200 tokens). "apart": every model has two GPUs of its own, which the two
+rates keep busy for half of the time and nearly always. "shared": the same traffic on four groups of
+four GPUs, whose steps take as long (so that they are overloaded), each shared by four models, every
+model on two of them; turns by deadline, or in a round, which skips no step while two models have
+work. The last line is JSON.
 """
 
 from __future__ import annotations
