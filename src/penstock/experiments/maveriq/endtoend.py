@@ -31,9 +31,11 @@ from penstock.experiments.maveriq.serving import FACTORS
 from penstock.experiments.maveriq.step_tables import TableCost
 from penstock.experiments.rows import Labels, Row, at_least, at_most, information
 from penstock.plan.joint.planner import JointPlanner
+from penstock.plan.plan import Engine
 from penstock.plan.planner import silent
 from penstock.plan.pool_plan import PoolPlan
 from penstock.plan.pool_question import PoolQuestion
+from penstock.plan.settings import SchedulerSettings
 from penstock.sim.pools.options import PoolOptions
 from penstock.sim.pools.simulate import simulate_pool
 from penstock.spec.variants import Precision
@@ -79,6 +81,11 @@ def case_rows(maveriq_folder: Path, case: Case, limit: Limit) -> list[Row]:
                              100 * ours.attainment(limits_s), shares[best],
                              note=f"against {best}, the best of the others"))  # fmt: skip
         rows += _speed_rows(labels, ours, rates, medians)
+        if factor == FACTORS[0]:
+            alone = serve_ours(traffic, limit, batches=False).attainment(limits_s)
+            note = "the same plan, one request a stage, late requests refused: what batches give"
+            subject = labels.of("attainment of ours at batch 1", "%")
+            rows.append(information(subject, None, 100 * alone, note=note))
     return rows
 
 
@@ -151,12 +158,32 @@ def simulated(
     return Outcome(run.requests.arrival_s, run.requests.last_token_s - run.requests.arrival_s)
 
 
-def serve_ours(traffic: Traffic, limit: Limit) -> Outcome:
-    """The plan under the requests of the case; models load when they are called for."""
+def serve_ours(traffic: Traffic, limit: Limit, *, batches: bool = True) -> Outcome:
+    """The plan under the requests of the case; models load when they are called for.
+
+    Without ``batches`` it serves as AlpaServe would.
+    """
     pool = plan_ours(traffic.maveriq, traffic.case, limit)
+    pool = pool if batches else one_at_a_time(pool)
     called_s = dict(zip(traffic.names, traffic.drawn().deploy_s, strict=True))
     steps = arriving(pool, called_s)
     return simulated(steps[0][1], traffic.workload(), Costs(traffic.maveriq), tuple(steps[1:]))
+
+
+def one_at_a_time(pool: PoolPlan) -> PoolPlan:
+    """``pool`` with one request a pipeline stage, and late requests refused."""
+
+    def alone(engine: Engine) -> Engine:
+        settings = engine.scheduler or SchedulerSettings()
+        return replace(engine, scheduler=replace(settings, max_num_seqs=len(engine.stages)))
+
+    deployments = tuple(
+        replace(one, plan=replace(one.plan, engines=tuple(map(alone, one.plan.engines))))
+        for one in pool.deployments
+    )
+    return replace(
+        pool, deployments=deployments, sharing=replace(pool.sharing, admission="deadline")
+    )
 
 
 def arriving(pool: PoolPlan, called_s: Mapping[str, float]) -> list[tuple[float, PoolPlan]]:

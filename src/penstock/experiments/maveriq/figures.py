@@ -71,7 +71,7 @@ def end_to_end_plots(rows: Sequence[Row]) -> list[Plot]:
     groups: dict[str, dict[str, list[tuple[float, Row]]]] = {}
     for row in rows:
         what, _, system = row.metric.partition(" of ")
-        if row.experiment != "endtoend" or what != "attainment":
+        if row.experiment != "endtoend" or what != "attainment" or "batch 1" in system:
             continue
         models, trace, scale, forms, factor = row.case.split(" ")
         name = f"end to end {models} {trace} {forms} {factor}"
