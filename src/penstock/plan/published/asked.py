@@ -118,7 +118,10 @@ class Asked:
                     tokens = cost.kv_capacity_tokens(shape)
                 except (Infeasible, SpecError):
                     continue
-                return weight_bytes(cost, shape) + tokens * kv_bytes(cost.model, shape)
+                held = weight_bytes(cost, shape) + tokens * kv_bytes(cost.model, shape)
+                # A cost model need not know the memory of this very accelerator.
+                memory = self.machines.accelerator.memory_bytes
+                return min(held, memory * self.question.gpu_memory_utilization)
         return 0.0
 
 
