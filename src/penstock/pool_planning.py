@@ -11,19 +11,22 @@ from penstock.api import load_traffic
 from penstock.cost.step_roofline import StepRoofline
 from penstock.errors import SpecError
 from penstock.measure.metrics import summarise
+from penstock.plan.moves import moves
 from penstock.plan.planner import ProgressCallback, silent
 from penstock.plan.pool_plan import PoolPlan, Sharing
 from penstock.plan.pool_question import PoolPlanner, PoolQuestion, Score
 from penstock.plan.published.by_name import PUBLISHED, published_planner
 from penstock.policy.baseline import has_relative_limits
+from penstock.policy.replan import ReplanController, ReplanSettings, rates_of
 from penstock.pools import as_pool
 from penstock.sim.pools import PoolOptions, simulate_pool
+from penstock.sim.pools.options import Replan
 from penstock.spec.cluster import Cluster
 from penstock.spec.load import load_cluster
 from penstock.spec.names import did_you_mean
 from penstock.spec.served import ServedModel, in_precision, with_limits
 from penstock.spec.served_file import load_served
-from penstock.spec.workload import ClosedLoop, Saturating, Workload
+from penstock.spec.workload import ClosedLoop, Request, Saturating, Workload
 
 JOINT = "joint"
 
@@ -162,3 +165,26 @@ def _check_traffic(traffic: Workload) -> None:
             key="tpot",
             fix='give a time such as "50 ms"',
         )
+
+
+def replanner(
+    question: PoolQuestion, planner: PoolPlanner, settings: ReplanSettings | None = None
+) -> Replan:
+    """Plans anew where traffic has moved: what ``sim.pools.PoolOptions.replan`` asks.
+
+    Each answer starts from the plan in force and loads at most the question's budget; None where
+    nothing has moved or nothing better is found.
+    """
+    controller = ReplanController(rates_of(question.workload), settings)
+
+    def ask(now_s: float, current: PoolPlan, seen: Sequence[Request]) -> PoolPlan | None:
+        controller.observe(now_s, seen)
+        traffic = controller.ask(now_s, question.workload)
+        if traffic is None:
+            return None
+        asked = replace(question, workload=traffic, current=current)
+        found = planner.plan(asked, pool_score(asked), silent)
+        step = moves(current, found)
+        return found if step.loaded or step.removed else None
+
+    return ask

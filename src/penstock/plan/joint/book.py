@@ -124,6 +124,12 @@ class CostBook:
         except SpecError as error:
             self.why[spec, kind] = str(error)
             return None
+        weight, token = stage_bytes(spec, kind)
+        # A cost model need not know the memory of this very accelerator.
+        tokens = min(tokens, int((accelerator.memory_bytes * self.utilization - weight) / token))
+        if tokens < 1:
+            self.why[spec, kind] = "its weights fill the GPUs"
+            return None
         fixed, slope = _lines(timers)
         self._fixed.append(fixed)
         self._slope.append(slope)

@@ -12,6 +12,7 @@ from penstock.plan.joint.book import Kind, Row
 from penstock.plan.joint.kernel import (
     EARLIEST_DEADLINE,
     FIRST_COME,
+    NO_LIMIT,
     ROUND_ROBIN,
     Engines,
     Floats,
@@ -19,7 +20,7 @@ from penstock.plan.joint.kernel import (
     compiled_replay,
 )
 from penstock.plan.joint.layout import Candidate, Group, kind_of
-from penstock.plan.joint.problem import BLOCK_SIZE, JointProblem
+from penstock.plan.joint.problem import BLOCK_SIZE, UNASKED_TOKENS, JointProblem
 
 RULES = {
     "earliest-deadline": EARLIEST_DEADLINE,
@@ -85,7 +86,12 @@ class Evaluator:
         return self.problem.book.row(self.problem.forms[model][form].spec, self.kind(group))
 
     def need_tokens(self, model: int, row: Row) -> int:
-        """KV memory an engine must have: that of the longest request, if it fits at all."""
+        """KV memory an engine must have: that of the longest request, if it fits at all.
+
+        A block where nothing is asked of the model.
+        """
+        if not self.problem.asked[model]:
+            return BLOCK_SIZE
         blocks = -(-int(self.problem.longest[model]) // BLOCK_SIZE) * BLOCK_SIZE
         return min(blocks, row.kv_tokens)
 
@@ -103,7 +109,8 @@ class Evaluator:
     def kv_tokens(self, candidate: Candidate, g: int) -> list[int]:
         """KV tokens of the engines of group ``g``, in the order it holds them.
 
-        What weights leave is divided by expected load, above one longest request of each.
+        What weights leave is divided by expected load, above one longest request of each; models
+        without requests get what ``UNASKED_TOKENS`` take, if that is not more than their part.
         """
         problem, group = self.problem, candidate.groups[g]
         rows = [self.row(m, candidate.forms[m], group) for m in candidate.held[g]]
@@ -115,6 +122,12 @@ class Evaluator:
             tokens = problem.mean_prompt[m] + problem.mean_output[m] / 2
             load = problem.asked[m] * tokens * problem.mean_output[m]
             wants.append(load * row.token_bytes / max(1, len(candidate.homes(m))))
+        part = max(0.0, left - sum(needs)) / len(found)
+        for i, (m, row) in enumerate(zip(candidate.held[g], found, strict=True)):
+            if not problem.asked[m]:
+                needs[i] += min(UNASKED_TOKENS * row.token_bytes, part)
+        # What is held already may have been made for shorter requests.
+        needs = [need * min(1.0, left / sum(needs)) for need in needs]
         spare = max(0.0, left - sum(needs))
         total = sum(wants)
         tokens_of = []
@@ -208,8 +221,9 @@ class Evaluator:
         )
         self.replays += len(rows)
         count = len(models)
-        latency = finish - requests.arrival
         ended = np.isfinite(finish)
+        finish, first = np.where(ended, finish, NO_LIMIT), np.where(ended, first, 0.0)
+        latency = finish - requests.arrival
         pace = np.where(
             requests.output > 1, (finish - first) / np.maximum(1, requests.output - 1), 0.0
         )

@@ -3,7 +3,7 @@
 A group of p pipeline stages is p lanes: batches in flight that each take a step through all stages.
 A request joins the model's engine with fewest requests, and there the lane with fewest. A lane
 serves one engine at a time, the one the rule of turns puts first; engines that the rule puts
-level share the lane step by step. Between events the decodes of a lane move together: k steps of n
+level share the lane step by step. A prompt holds up the decodes of the other lanes. Between events the decodes of a lane move together: k steps of n
 sequences take ``k * (fixed[n] + slope[n] * context) + slope[n] * n * k^2 / 2`` seconds, so that
 a request costs a few steps of arithmetic whatever its length. Prompts run first, in batches up to
 a budget; a request enters when its whole KV memory is free, so that nothing is preempted.
@@ -261,7 +261,12 @@ def _prompts(
     rounds = max(1, -(-tokens // CHUNK_TOKENS))
     now = s.clock[lane] + seconds
     s.clock[lane] = now
-    s.busy[s.lane_group[lane]] += seconds
+    g = s.lane_group[lane]
+    s.busy[g] += seconds
+    for other in range(s.of_group[g], s.of_group[g + 1]):
+        # Decodes queue behind a prompt at every stage: one round for all of its way.
+        if other != lane and _decodes(other, e, s):
+            s.clock[other] += seconds
     s.tick[b] += rounds
     s.context[b] += rounds * before
     for at in range(before, s.running[b]):
@@ -270,6 +275,15 @@ def _prompts(
         s.end[i] = s.tick[b] + r.output[i] - 1
         s.context[b] += r.prompt[i] + 1
     _end_some(now, engine, lane, b, r, s, finish)
+
+
+@leaf
+def _decodes(lane: int, e: Engines, s: State) -> bool:
+    g, base = s.lane_group[lane], s.bucket[lane]
+    for j in range(e.begin[g + 1] - e.begin[g]):
+        if s.running[base + j]:
+            return True
+    return False
 
 
 @leaf

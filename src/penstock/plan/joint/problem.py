@@ -131,7 +131,9 @@ def joint_problem(question: PoolQuestion) -> JointProblem:
         np.bincount(model, prompt, minlength=count) / some,
         np.bincount(model, output, minlength=count) / some,
         longest,
-        max(last, 1e-9),
+        max(last, 1.0)
+        if question.workload.duration_s == inf
+        else max(question.workload.duration_s, last, 1.0),
         book,
     )
 
