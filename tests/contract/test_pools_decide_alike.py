@@ -15,13 +15,13 @@ from test_sim_and_serve_decide_alike import LineCost, batches
 from penstock.cost.base import BatchLimits
 from penstock.plan.parts import Parts, cut
 from penstock.plan.plan import Engine, Leg, Plan, Routing, Stage
-from penstock.plan.pool_plan import Deployment, PoolPlan, Sharing, TurnRule
+from penstock.plan.pool_plan import Deployment, PoolAdmission, PoolPlan, Sharing, TurnRule
 from penstock.plan.settings import SchedulerSettings
 from penstock.serve.coordinator.options import ServeOptions
 from penstock.serve.inline import InlinePool
 from penstock.serve.many.member import Making
 from penstock.serve.many.runtime import ManyRuntime
-from penstock.serve.protocol import GenerationRequest, RequestTooLong, SamplingParams
+from penstock.serve.protocol import GenerationRequest, Overloaded, RequestTooLong, SamplingParams
 from penstock.serve.virtual_time import VirtualTimeLoop
 from penstock.sim.pools.options import PoolOptions
 from penstock.sim.pools.simulate import simulate_pool
@@ -30,16 +30,19 @@ from penstock.spec.variants import Precision
 from penstock.spec.workload import SLO, Request, SLOClass, Workload
 
 MODELS = ("a", "b")
-CLASSES = (SLOClass("a", SLO(ttft_s=1.5, tpot_s=0.2)), SLOClass("b", SLO(e2e_s=6.0)))
+CLASSES = (SLOClass("a", SLO(ttft_s=0.8, tpot_s=0.1)), SLOClass("b", SLO(e2e_s=3.0)))
 
 
 @dataclass(frozen=True)
 class Case:
-    """How engines take turns, KV blocks of each, and priority of the second model."""
+    """How engines take turns, KV blocks of each, priority of the second model, and how
+    requests come and are taken."""
 
     turns: TurnRule
     blocks: int = 300
     priority: int = 0
+    admission: PoolAdmission = "queue"
+    rate_per_s: float = 6.0
 
 
 CASES = {
@@ -48,6 +51,9 @@ CASES = {
     "first come": Case("first-come"),
     "scarce memory": Case("earliest-deadline", blocks=60),
     "priority": Case("first-come", priority=1),
+    "admission, earliest deadline": Case("earliest-deadline", 300, 0, "deadline", 15.0),
+    "admission, round robin": Case("round-robin", 300, 0, "deadline", 40.0),
+    "admission, scarce memory": Case("first-come", blocks=60, admission="deadline"),
 }
 
 
@@ -95,14 +101,14 @@ def plan_of(case: Case) -> PoolPlan:
         Deployment(name, plan, Precision("float16"), priority=case.priority * (name == "b"))
         for name in MODELS
     )
-    return PoolPlan(cluster, parts, deployments, "test", 1.0, Sharing(case.turns))
+    return PoolPlan(cluster, parts, deployments, "test", 1.0, Sharing(case.turns, case.admission))
 
 
-def requests_of(seed: int) -> list[Request]:
+def requests_of(case: Case, seed: int) -> list[Request]:
     rng = random.Random(seed)
     at_s, requests = 0.0, []
     for i in range(100):
-        at_s += rng.expovariate(6.0)
+        at_s += rng.expovariate(case.rate_per_s)
         model = rng.choice(MODELS)
         lengths = rng.randrange(1, 400), rng.randrange(1, 120)
         requests.append(Request(i, at_s, *lengths, class_name=model, model=model))
@@ -131,7 +137,7 @@ async def served(plan: PoolPlan, requests: list[Request]) -> dict[int, tuple[flo
                 if delta.tokens:
                     first = loop.time() if first < 0 else first
                     last = loop.time()
-        except RequestTooLong:
+        except (Overloaded, RequestTooLong):
             return
         times[request.id] = (first, last)
 
@@ -143,7 +149,7 @@ async def served(plan: PoolPlan, requests: list[Request]) -> dict[int, tuple[flo
 @pytest.mark.parametrize("name", CASES)
 def test_the_same_turns_are_taken(name: str) -> None:
     """Every engine forms the same batches, and tokens come at the same times."""
-    plan, requests = plan_of(CASES[name]), requests_of(seed=5)
+    plan, requests = plan_of(CASES[name]), requests_of(CASES[name], seed=5)
     workload = Workload(name="contract", trace=tuple(requests), duration_s=1000.0, classes=CLASSES)
     costs = {model: LineCost(load_model("llama2-7b")) for model in MODELS}
     with batches() as simulated:
@@ -160,8 +166,14 @@ def test_the_same_turns_are_taken(name: str) -> None:
             for prompts, decodes in ours
         ]
         assert mine == theirs
+    refused = len(requests) - len(times)
+    assert (refused > 0) == (CASES[name].admission == "deadline")
+    assert refused < len(requests) / 2
     table = run.requests
     for row, request in enumerate(requests):
+        if request.id not in times:
+            assert table.first_token_s[row] != table.first_token_s[row]
+            continue
         first, last = times[request.id]
         assert first == pytest.approx(table.first_token_s[row], abs=1e-6)
         assert last == pytest.approx(table.last_token_s[row], abs=1e-6)

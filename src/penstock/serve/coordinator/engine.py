@@ -13,8 +13,8 @@ from penstock.policy.fleet import EngineView, engine_scheduler
 from penstock.policy.schedulers.base import Scheduler
 from penstock.policy.schedulers.sequence import Batch
 from penstock.policy.schedulers.sequence import Sequence as Served
-from penstock.policy.sharing import Urgency
 from penstock.serve.coordinator.live import Live
+from penstock.serve.coordinator.standing import Standing
 from penstock.serve.protocol import EngineStatus
 from penstock.serve.wire import (
     Begin,
@@ -97,8 +97,9 @@ class EngineDriver(EngineView):
         self.stages = stages
         self.alive = False
         self.draining = False
+        self.first_free_s = 0.0
         self.turns: TurnTaking | None = None
-        self.urgency: Urgency | None = None
+        self.standing: Standing | None = None
         self.attempts: dict[int, Attempt] = {}
         self.handed: list[Attempt] = []
         self.ended: list[Live] = []
@@ -149,9 +150,8 @@ class EngineDriver(EngineView):
         self._flight.clear()
         self._commands.clear()
         self._pieces.clear()
-        if self.urgency is not None:
-            for attempt in self.attempts.values():
-                self.urgency.end(attempt.seq)
+        if self.standing is not None:
+            self.standing.clear(attempt.seq for attempt in self.attempts.values())
         self.attempts.clear()
         self.handed.clear()
 
@@ -168,8 +168,8 @@ class EngineDriver(EngineView):
         attempt.live.place = self.name
         self.attempts[attempt.seq.row] = attempt
         self.scheduler.add(attempt.seq)
-        if self.urgency is not None:
-            self.urgency.add(attempt.seq)
+        if self.standing is not None:
+            self.standing.add(attempt.seq)
 
     def cancel(self, row: int) -> None:
         """Free what a request holds, at once or when the step it is in has ended."""
@@ -183,8 +183,8 @@ class EngineDriver(EngineView):
         """Let the workers free the pages of a sequence that the scheduler has released."""
         attempt = self.attempts.pop(row, None)
         self._commands.append(Free(row))
-        if attempt is not None and self.urgency is not None:
-            self.urgency.end(attempt.seq)
+        if attempt is not None and self.standing is not None:
+            self.standing.end(attempt.seq)
 
     # -- steps --------------------------------------------------------------------------------
 
@@ -223,6 +223,8 @@ class EngineDriver(EngineView):
 
     def _preempted(self) -> None:
         for seq in self.scheduler.preempted:
+            if self.standing is not None:
+                self.standing.backlog.preempted(seq)
             attempt = self.attempts[seq.row]
             attempt.begun = False
             attempt.live.preemptions += 1
@@ -249,6 +251,8 @@ class EngineDriver(EngineView):
             items.append(Item(seq.row, before, fed, draw, True))
         self._number += 1
         self._flight.append(Flight(self._number, batch, now))
+        if self.standing is not None:
+            self.first_free_s = now + self._scale * self.standing.first_stage_s(batch)
         if self._trace is not None:
             self._trace.append(_decision(now, self.name, batch))
         self._post(tuple(items), self._null_s(batch))
@@ -303,8 +307,8 @@ class EngineDriver(EngineView):
         self._note_pieces(owners)
         released = [seq.row for seq in finished]
         now = self._clock()
-        if self.urgency is not None:
-            self._hurry(self.urgency, prompts, finished, now)
+        if self.standing is not None:
+            self.standing.ran(batch, prompts, finished, now)
         for drawn in done.drawn:
             attempt = self.attempts.get(drawn.seq)
             if attempt is None:
@@ -324,16 +328,6 @@ class EngineDriver(EngineView):
         for row in [row for row, attempt in self.attempts.items() if attempt.cancelled]:
             if self.scheduler.remove(self.attempts[row].seq):
                 self.forget(row)
-
-    def _hurry(
-        self, urgency: Urgency, prompts: Sequence[Served], finished: Sequence[Served], now: float
-    ) -> None:
-        """Note what a step has done for the limits of its requests."""
-        urgency.stepped(now)
-        for seq in prompts:
-            urgency.first(seq)
-        for seq in finished:
-            urgency.end(seq)
 
     def _owners(self, batch: Batch) -> dict[int, tuple[int, int]]:
         """Prompt pieces that this step completes: their sequence and place in it."""

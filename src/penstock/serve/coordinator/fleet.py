@@ -20,6 +20,7 @@ from penstock.serve.coordinator.handover import Handover
 from penstock.serve.coordinator.live import Live
 from penstock.serve.coordinator.moment import together, when_settled
 from penstock.serve.coordinator.options import ServeOptions
+from penstock.serve.coordinator.picking import InTime, pick
 from penstock.serve.coordinator.speculative import SpeculativeDriver
 from penstock.serve.pool import WorkerPool, WorkerSpec
 from penstock.serve.protocol import EngineStatus, RequestTooLong, Unavailable
@@ -49,6 +50,7 @@ class Fleet:
         self.restarts = 0
         self.restarted_requests = 0
         self.holding = False
+        self.in_time: InTime | None = None
         self.build = Build(plan.cluster, plan.model, plan.checkpoint, options.dtype, cost)
         self._routing, self._pool, self._options = plan.routing, pool, options
         self._classes, self._ended, self._clock = classes, ended, clock
@@ -179,7 +181,7 @@ class Fleet:
                 f"{live.prompt_tokens} prompt tokens and up to {live.request.params.max_tokens} "
                 "output tokens exceed the KV memory of every engine"
             )
-        self._place(Attempt(live, seq), total)
+        self._place(Attempt(live, seq), total, self.in_time)
 
     def cancel(self, live: Live) -> None:
         """Free what a request holds, wherever it is."""
@@ -209,8 +211,11 @@ class Fleet:
             seq.priority = live.request.priority
         return seq
 
-    def _place(self, attempt: Attempt, total: int) -> None:
-        """Bring a request to an engine that computes its prompt, if there is one now."""
+    def _place(self, attempt: Attempt, total: int, in_time: InTime | None = None) -> None:
+        """Bring a request to an engine that computes its prompt, if there is one now.
+
+        Raises ``Overloaded`` where no engine is ``in_time``.
+        """
         seq = attempt.seq
         able: list[EngineDriver] = []
         for engine in self.engines:
@@ -221,8 +226,7 @@ class Fleet:
         if not able:
             self._wait_for_engine(attempt.live)
             return
-        picked = self._routers.first.pick(seq, able)
-        engine = self.engines[picked.index]
+        engine = pick(self._routers.first, seq, able, in_time)
         rules.enter(seq, engine.engine.role, total)
         self._attempts[attempt.live.row] = attempt
         engine.add(attempt)

@@ -81,8 +81,8 @@ class SpeculativeDriver(EngineDriver):
         self.attempts[row] = attempt
         self._computed[row] = 0
         self._batcher.add(row, attempt.seq.prompt_tokens)
-        if self.urgency is not None:
-            self.urgency.add(attempt.seq)
+        if self.standing is not None:
+            self.standing.add(attempt.seq)
 
     def cancel(self, row: int) -> None:
         if self._batch is None:
@@ -100,8 +100,8 @@ class SpeculativeDriver(EngineDriver):
         attempt = self.attempts.pop(row)
         del self._computed[row]
         self._commands.append(Free(row))
-        if self.urgency is not None:
-            self.urgency.end(attempt.seq)
+        if self.standing is not None:
+            self.standing.end(attempt.seq)
 
     def settle(self) -> None:
         if self._batch is None:

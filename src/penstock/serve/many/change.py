@@ -232,8 +232,8 @@ class Change:
         for before, after in self._kept:
             driver = many.members[after.model].drivers[before.engine.name]
             driver.engine = replace(after.engine, name=driver.name)
-            if driver.urgency is not None:
-                driver.urgency.priority = new.deployment(after.model).priority
+            if driver.standing is not None:
+                driver.standing.urgency.priority = new.deployment(after.model).priority
             drivers[after.model][after.engine.name] = driver
         for part, driver in self._started.items():
             drivers[part.model][part.engine.name] = driver
@@ -247,7 +247,7 @@ class Change:
             member.runtime.piece_tokens = member.runtime.piece_tokens or piece_tokens(
                 entry.plan.engines
             )
-        many.groups.set_rule(new.sharing.turns)
+        many.share_by(new.sharing)
         many.members = {entry.name: many.members[entry.name] for entry in new.deployments}
         many.plan = new
 

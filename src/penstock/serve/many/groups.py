@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from penstock.plan.pool_plan import TurnRule
-from penstock.policy.sharing import TimeShare, Urgency
+from penstock.policy.deadline import DeadlineAdmission, Pace, within
+from penstock.policy.schedulers.sequence import Sequence
+from penstock.policy.sharing import TimeShare
 from penstock.serve.coordinator.engine import EngineDriver
+from penstock.serve.coordinator.standing import Standing
 from penstock.serve.many.turns import Turns
-from penstock.spec.workload import SLOClass
+from penstock.spec.workload import SLO, SLOClass
 
 Place = tuple[frozenset[tuple[str, int]], ...]
 """The GPUs of every stage, in order."""
@@ -32,12 +35,12 @@ class Groups:
         for turns in self._turns.values():
             turns.policy = TimeShare(rule)
 
-    def join(self, driver: EngineDriver, place: Place, priority: int) -> None:
-        """Add an engine that has no request yet."""
+    def join(self, driver: EngineDriver, place: Place, priority: int, pace: Pace | None) -> None:
+        """Add an engine that has no request yet; with a ``pace`` its times can be estimated."""
         turns = self._turns.get(place)
         if turns is None:
             turns = self._turns[place] = Turns(TimeShare(self._rule), len(place), self._clock)
-        driver.urgency = Urgency(self._classes, priority)
+        driver.standing = Standing(self._classes, priority, pace)
         self._places[driver] = place
         turns.join(driver)
 
@@ -49,3 +52,29 @@ class Groups:
         turns.leave(driver)
         if not turns.drivers:
             del self._turns[place]
+
+    def in_time(self, engine: EngineDriver, seq: Sequence) -> bool:
+        """Whether ``seq`` would end within the limits of its class on ``engine``."""
+        entry, own = self._classes.get(seq.client), engine.standing
+        if entry is None or entry.slo == SLO() or own is None or own.pace is None:
+            return True
+        now = self._clock()
+        turns = self._turns[self._places[engine]]
+        others = [
+            other.standing.neighbour(now)
+            for other in turns.drivers
+            if other is not engine
+            and other.standing is not None
+            and other.standing.pace is not None
+            and other.standing.backlog.requests
+        ]
+        expected = DeadlineAdmission(self._rule).estimate(
+            seq,
+            own.pace,
+            own.backlog,
+            others,
+            free_s=turns.free_s(),
+            priority=own.urgency.priority,
+        )
+        output_tokens = seq.total_tokens - seq.prompt_tokens
+        return within(entry.slo, expected, output_tokens, now - seq.arrival_s)

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from penstock.cost.steps import StepCostModel
-from penstock.errors import SpecError
+from penstock.errors import PenstockError, SpecError
+from penstock.plan.goodput.plan_cost import plan_cost
 from penstock.plan.plan import Engine
 from penstock.plan.pool_plan import Deployment
+from penstock.policy.deadline import Pace
 from penstock.policy.fleet import engine_weights
 from penstock.serve.coordinator.build import Build
 from penstock.serve.coordinator.engine import EngineDriver
@@ -90,6 +92,17 @@ def build_of(entry: Deployment, making: Making) -> Build:
         dtype_of(entry, making.options),
         making.costs.get(entry.name),
     )
+
+
+def pace_of(driver: EngineDriver, entry: Deployment, making: Making) -> Pace | None:
+    """How fast an engine is by its plan's cost model; None where that cannot say."""
+    try:
+        cost = making.costs.get(entry.name) or plan_cost(entry.plan)
+        timers = replace(build_of(entry, making), cost=cost).timers(driver.engine)
+    except PenstockError:
+        return None
+    scheduler = driver.scheduler
+    return Pace(timers, scheduler.max_num_seqs, scheduler.max_tokens)
 
 
 def weight_of(entry: Deployment, engine: Engine) -> float:

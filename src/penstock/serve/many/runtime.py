@@ -12,7 +12,7 @@ from typing import cast
 from penstock.errors import InputError
 from penstock.plan.plan import Engine
 from penstock.plan.pool_checker import check_pool
-from penstock.plan.pool_plan import Deployment, PoolPlan
+from penstock.plan.pool_plan import Deployment, PoolPlan, Sharing
 from penstock.serve.coordinator.engine import EngineDriver
 from penstock.serve.coordinator.moment import together
 from penstock.serve.many.groups import Groups, Place
@@ -22,6 +22,7 @@ from penstock.serve.many.member import (
     build_of,
     dtype_of,
     make_member,
+    pace_of,
     piece_tokens,
     weight_of,
 )
@@ -83,6 +84,7 @@ class ManyRuntime:
         """Start the workers of all models. Raises ``InputError`` where one cannot be built."""
         for entry in self.plan.deployments:
             self.members[entry.name] = self.make(entry)
+        self.share_by(self.plan.sharing)
         await together(
             self._first(entry, engine)
             for entry in self.plan.deployments
@@ -127,12 +129,19 @@ class ManyRuntime:
             replace(engine, name=name),
             weight_of(entry, engine),
             build_of(entry, self.making),
-            lambda driver: self._join(driver, place, entry.priority),
+            lambda driver: self._join(driver, place, entry),
         )
 
-    def _join(self, driver: EngineDriver, place: Place, priority: int) -> None:
+    def _join(self, driver: EngineDriver, place: Place, entry: Deployment) -> None:
         if not driver.engine.url:
-            self.groups.join(driver, place, priority)
+            self.groups.join(driver, place, entry.priority, pace_of(driver, entry, self.making))
+
+    def share_by(self, sharing: Sharing) -> None:
+        """Take turns and admit requests by ``sharing`` from now on."""
+        self.groups.set_rule(sharing.turns)
+        in_time = self.groups.in_time if sharing.admission == "deadline" else None
+        for member in self.members.values():
+            member.fleet.in_time = in_time
 
     async def shut(self, member: Member, driver: EngineDriver, drain_s: float | None) -> int:
         """End an engine; returns how many requests start over elsewhere."""

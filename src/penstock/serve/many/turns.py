@@ -30,6 +30,12 @@ class Turns:
         self.drivers.remove(driver)
         self.pump()
 
+    def free_s(self) -> float:
+        """Seconds until a step can enter the first stage, by estimate."""
+        if not any(driver.in_flight for driver in self.drivers):
+            return 0.0
+        return max(0.0, max(driver.first_free_s for driver in self.drivers) - self._clock())
+
     def pump(self) -> None:
         """Send off as many steps as the nodes take."""
         now = self._clock()
@@ -38,8 +44,8 @@ class Turns:
             index = self.policy.next([_turn(driver, now) for driver in ready])
             driver = ready[index]
             if driver.step_off():
-                assert driver.urgency is not None
-                driver.urgency.started(now)
+                assert driver.standing is not None
+                driver.standing.urgency.started(now)
             else:
                 del ready[index]
         for driver in self.drivers:
@@ -47,5 +53,5 @@ class Turns:
 
 
 def _turn(driver: EngineDriver, now: float) -> Turn:
-    assert driver.urgency is not None
-    return driver.urgency.turn(now)
+    assert driver.standing is not None
+    return driver.standing.turn(now)

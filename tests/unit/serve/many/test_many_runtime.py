@@ -140,3 +140,52 @@ def test_a_plan_that_does_not_hold_is_refused() -> None:
         asyncio.run(make(pool({"a": ((0, 1),), "b": ((1, 2),)})))
     with pytest.raises(SpecError, match=r"int8.*float32, bfloat16, float16"):
         asyncio.run(make(pool(APART, precisions={"a": Precision("int8")}), "torch"))
+
+
+def test_a_request_that_would_be_late_is_refused_at_once() -> None:
+    """With admission by deadline: 429, and those that were taken keep their limits."""
+    classes = (SLOClass("a", SLO(e2e_s=4.0)),)
+    sharing = Sharing(admission="deadline")
+    late: list[float] = []
+
+    async def body(rig: Rig) -> None:
+        async def one(number: int) -> None:
+            start_s = asyncio.get_running_loop().time()
+            await rig.ask(number, "a", 2000, 20)
+            seconds = asyncio.get_running_loop().time() - start_s
+            if number in rig.refused:
+                assert seconds == 0
+            else:
+                late.append(max(0.0, seconds - 4.0))
+
+        await asyncio.gather(*map(one, range(40)))
+        await rig.check_idle()
+        backlog = [d.standing.backlog for d in rig.many.members["a"].fleet.engines if d.standing]
+        assert [(b.requests, b.prompt_tokens, b.decode_tokens) for b in backlog] == [(0, 0, 0)]
+
+    rig = run(pool(APART, blocks=2000, sharing=sharing), body, classes=classes)
+    assert rig.answers
+    assert all(text.startswith("429") for text in rig.refused.values())
+    assert len(rig.refused) > 10
+    assert max(late) == 0
+
+
+def test_backlogs_end_empty_whatever_happens() -> None:
+    """Also when memory is scarce, workers die and requests start over."""
+
+    async def body(rig: Rig) -> None:
+        loading = asyncio.ensure_future(rig.load(60, 3, ("a", "b")))
+        for _ in range(4):
+            await asyncio.sleep(0.7)
+            rig.workers.kill(rig.rng.choice(list(rig.many._shared.owners)))
+        await loading
+        await rig.check_idle()
+        for member in rig.many.members.values():
+            for driver in member.fleet.engines:
+                assert driver.standing is not None
+                left = driver.standing.backlog
+                assert (left.requests, left.prompt_tokens, left.decode_tokens) == (0, 0, 0)
+                assert left.context_tokens == 0
+
+    rig = run(pool(TOGETHER, blocks=40), body, restart_delay_s=0.1)
+    assert len(rig.answers) == 60, rig.refused
