@@ -173,7 +173,7 @@ def replanner(
     """Plans anew where traffic has moved: what ``sim.pools.PoolOptions.replan`` asks.
 
     Each answer starts from the plan in force and loads at most the question's budget; None where
-    nothing has moved or nothing better is found.
+    nothing has moved or nothing better is found. It remembers what it has seen: one for each run.
     """
     controller = ReplanController(rates_of(question.workload), settings)
 

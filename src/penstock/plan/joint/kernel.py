@@ -3,10 +3,12 @@
 A group of p pipeline stages is p lanes: batches in flight that each take a step through all stages.
 A request joins the model's engine with fewest requests, and there the lane with fewest. A lane
 serves one engine at a time, the one the rule of turns puts first; engines that the rule puts
-level share the lane step by step. A prompt holds up the decodes of the other lanes. Between events the decodes of a lane move together: k steps of n
-sequences take ``k * (fixed[n] + slope[n] * context) + slope[n] * n * k^2 / 2`` seconds, so that
-a request costs a few steps of arithmetic whatever its length. Prompts run first, in batches up to
-a budget; a request enters when its whole KV memory is free, so that nothing is preempted.
+level share the lane step by step. A prompt holds up the decodes of the other lanes.
+
+Between events the decodes of a lane move together: k steps of n sequences take
+``k * (fixed[n] + slope[n] * context) + slope[n] * n * k^2 / 2`` seconds, so that a request costs a
+few steps of arithmetic whatever its length. Prompts run first, in batches up to a budget; a request
+enters when its whole KV memory is free, so that nothing is preempted.
 
 Everything here runs unchanged as plain Python; ``compiled_replay`` gives the Numba form.
 """
