@@ -199,16 +199,16 @@ def test_a_worker_that_is_killed_is_one_model_s_affair(client: Client) -> None:
 
 
 def test_a_removal_waits_for_requests_or_is_refused(client: Client) -> None:
-    """While they run: exit code 2 and nothing has changed; with time it goes, and is unknown."""
+    """While they run: 409 and nothing has changed; with time it goes, and is unknown."""
     with ThreadPoolExecutor(1) as pool:
         long = pool.submit(client.ask, "three", 3, 400)
         while not any(
             entry["requests"] for entry in httpx.get(f"{client.url}/admin/models").json()["models"]
         ):
             assert not long.done()
-        refused = client.deploy("three", "--remove")
-        assert refused.returncode == 2
-        assert "1 requests of three are running" in refused.stderr
+        refused = httpx.delete(f"{client.url}/admin/models/three")
+        assert refused.status_code == 409
+        assert "1 requests of three are running" in refused.json()["error"]["message"]
         assert "three" in client.models()
         removed = client.deploy("three", "--remove", "--drain", "100s")
         assert removed.returncode == 0, removed.stderr
