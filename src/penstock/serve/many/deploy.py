@@ -148,6 +148,7 @@ class _Asked:
         most = sum(machine.count for machine in plan.cluster.nodes)
         options: list[Found] = []
         refusals: list[Infeasible] = []
+        unpriced: SpecError | None = None
         for tensor in self._tensors(most):
             for there in seats(plan, tensor):
                 blocks = tuple(b for b in there.blocks if not taken & set(b))
@@ -158,8 +159,12 @@ class _Asked:
                         options.append(self._on(plan, budget, Seats(blocks, there.shared), tensor))
                     except Infeasible as error:
                         refusals.append(error)
+                    except SpecError as error:
+                        unpriced = error
         if options:
             return min(options, key=lambda one: (one.shared, one.choice.cost))
+        if unpriced is not None and not refusals:
+            raise unpriced
         if refusals:
             self._explain(plan, budget, most)
             # Together the GPUs have the room, but not where a configuration needs it.
@@ -172,18 +177,12 @@ class _Asked:
 
     def _explain(self, plan: PoolPlan, budget: Budget, most: int) -> None:
         """Raises ``Infeasible`` with the nearest point of all configurations on all GPUs."""
-        accelerator = plan.cluster.nodes[0].accelerator
-        tables = [
-            self._table(accelerator, tp, most // tp, exact=False) for tp in self._tensors(most)
+        every = [
+            one
+            for tensor in self._tensors(most)
+            for one in self._configurations(tensor, most // tensor, exact=False)
         ]
-        table = build_table(
-            self._body.model,
-            self._model.num_hidden_layers,
-            [one for table in tables for one in table.configurations],
-            estimator=StepEstimator(self._model, accelerator, self._cost, self._kv_tokens),
-            demand=self._demand,
-            variants=self._variants,
-        )
+        table = self._priced(plan.cluster.nodes[0].accelerator, every)
         choose(table, self._wish, [budget.free_bytes(gpu) for gpu in budget.room])
 
     def keep_precision(self, found: Found) -> None:
@@ -209,7 +208,8 @@ class _Asked:
 
     def _on(self, plan: PoolPlan, budget: Budget, there: Seats, tensor: int) -> Found:
         accelerator = plan.cluster.node(there.blocks[0][0][0]).accelerator
-        table = self._table(accelerator, tensor, len(there.blocks), exact=there.shared)
+        every = self._configurations(tensor, len(there.blocks), exact=there.shared)
+        table = self._priced(accelerator, every)
         free = [min(budget.free_bytes(gpu) for gpu in block) for block in there.blocks]
         if there.shared:
             # Stages keep their order: none is emptier than another.
@@ -218,9 +218,7 @@ class _Asked:
         blocks = tuple(there.blocks[group[0] // tensor] for group in chosen.layer_map.groups)
         return Found(chosen, blocks, there.shared)
 
-    def _table(
-        self, accelerator: Accelerator, tensor: int, stages: int, *, exact: bool
-    ) -> ConfigurationTable:
+    def _configurations(self, tensor: int, stages: int, *, exact: bool) -> list[Configuration]:
         """Configurations of ``tensor`` GPUs a stage; with ``exact`` of ``stages`` stages only."""
         model, wanted = self._model, self._body.pipeline_parallel_size
         most = min(stages, model.num_hidden_layers)
@@ -238,16 +236,32 @@ class _Asked:
                 f"{self._body.model}: fewer layers than the stages it would share",
                 binding="memory",
             )
-        configurations = [
+        return [
             Configuration(tensor, depth, variant.precision)
             for depth in depths
             for variant in self._variants
         ]
+
+    def _priced(
+        self, accelerator: Accelerator, configurations: Sequence[Configuration]
+    ) -> ConfigurationTable:
+        """Those that the cost model has figures for. Raises ``SpecError`` where there are none."""
+        estimator = StepEstimator(self._model, accelerator, self._cost, self._kv_tokens)
+        known: list[Configuration] = []
+        unknown: SpecError | None = None
+        for one in configurations:
+            try:
+                estimator.latency_s(one, self._demand)
+                known.append(one)
+            except SpecError as error:
+                unknown = error
+        if not known and unknown is not None:
+            raise unknown
         return build_table(
             self._body.model,
-            model.num_hidden_layers,
-            configurations,
-            estimator=StepEstimator(model, accelerator, self._cost, self._kv_tokens),
+            self._model.num_hidden_layers,
+            known,
+            estimator=estimator,
             demand=self._demand,
             variants=self._variants,
         )
@@ -322,7 +336,7 @@ def cost_document(fingerprint: str | None) -> Mapping[str, object]:
     """What prices steps: the fingerprint that was measured, else the roofline of the catalogue."""
     if fingerprint is None:
         return {"kind": "step-roofline"}
-    return {"kind": "fingerprint", "file": fingerprint}
+    return {"kind": "fingerprint", "path": fingerprint}
 
 
 def _kv_tokens(model: ModelSpec, body: DeployBody) -> int:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from penstock.cost.fingerprint import Configuration, Demand
 from penstock.cost.load import step_cost_from_dict
-from penstock.cost.steps import EngineShape, stage_timers
+from penstock.cost.steps import EngineShape, StepCostModel, stage_timers
 from penstock.spec.hardware import Accelerator
 from penstock.spec.model import ModelSpec
 from penstock.spec.served import in_precision
+from penstock.spec.variants import Precision
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class StepEstimator:
     accelerator: Accelerator
     cost: Mapping[str, object]
     kv_tokens: int
+    _costs: dict[Precision, StepCostModel] = field(default_factory=dict, repr=False)
 
     def latency_s(self, configuration: Configuration, demand: Demand) -> float:
         """Seconds from the start of a batch that is alone to its last token."""
@@ -32,7 +34,7 @@ class StepEstimator:
             configuration.tensor_parallel_size,
             configuration.pipeline_parallel_size,
         )
-        cost = step_cost_from_dict(self.cost, in_precision(self.model, configuration.precision))
+        cost = self._cost_in(configuration.precision)
         prompts = [(demand.prompt_tokens, 0)] * demand.batch
         context, steps = demand.batch * demand.prompt_tokens, demand.output_tokens - 1
         # One batch visits the stages in turn.
@@ -41,6 +43,12 @@ class StepEstimator:
             + (timer.decode_span_s(demand.batch, context, steps) if steps else 0.0)
             for timer in stage_timers(cost, shape)
         )
+
+    def _cost_in(self, precision: Precision) -> StepCostModel:
+        if precision not in self._costs:
+            model = in_precision(self.model, precision)
+            self._costs[precision] = step_cost_from_dict(self.cost, model)
+        return self._costs[precision]
 
     def memory_bytes(self, configuration: Configuration, demand: Demand) -> float:
         """Weights and KV memory over all GPUs, every stage with room for the embeddings."""
