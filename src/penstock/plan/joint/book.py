@@ -8,7 +8,7 @@ import numpy as np
 
 from penstock.cost.steps import EngineShape, StepCostModel, StepTimer, WeighedCost, stage_timers
 from penstock.errors import Infeasible, SpecError
-from penstock.plan.joint.kernel import CHUNK_TOKENS, MAX_SEQS, Floats, Steps
+from penstock.plan.joint.state import CHUNK_TOKENS, MAX_SEQS, Floats, Steps
 from penstock.plan.pool_question import CostOf
 from penstock.spec.hardware import Accelerator
 from penstock.spec.model import ModelSpec

@@ -9,7 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penstock.plan.joint.book import Kind, Row
-from penstock.plan.joint.kernel import (
+from penstock.plan.joint.kernel import compiled_replay
+from penstock.plan.joint.layout import Candidate, Group, kind_of
+from penstock.plan.joint.problem import BLOCK_SIZE, UNASKED_TOKENS, JointProblem
+from penstock.plan.joint.state import (
     EARLIEST_DEADLINE,
     FIRST_COME,
     NO_LIMIT,
@@ -17,10 +20,7 @@ from penstock.plan.joint.kernel import (
     Engines,
     Floats,
     Requests,
-    compiled_replay,
 )
-from penstock.plan.joint.layout import Candidate, Group, kind_of
-from penstock.plan.joint.problem import BLOCK_SIZE, UNASKED_TOKENS, JointProblem
 
 RULES = {
     "earliest-deadline": EARLIEST_DEADLINE,

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from penstock.plan.joint.evaluate import Evaluator, Outcome
-from penstock.plan.joint.kernel import Floats
 from penstock.plan.joint.layout import Candidate
 from penstock.plan.joint.limits import Limits
 from penstock.plan.joint.pack import pack
+from penstock.plan.joint.state import Floats
 
 TOGETHER = 4
 """Requests that are taken to decode together where only a rough load is asked for."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from penstock.cost.steps import HostedCost
 from penstock.errors import InputError, SpecError
 from penstock.plan.joint.book import CostBook
-from penstock.plan.joint.kernel import NO_LIMIT, Floats, Ints
+from penstock.plan.joint.state import NO_LIMIT, Floats, Ints
 from penstock.plan.pool_question import PoolQuestion
 from penstock.spec.hardware import Node
 from penstock.spec.model import ModelSpec

@@ -8,10 +8,10 @@ from dataclasses import replace
 from penstock import __version__
 from penstock.plan.goodput.publish import Outcome, Placed, engine_plan, even_stages
 from penstock.plan.joint.evaluate import Evaluator
-from penstock.plan.joint.kernel import CHUNK_TOKENS, MAX_SEQS
 from penstock.plan.joint.layout import Candidate, Group, parts_of
 from penstock.plan.joint.limits import Seat
 from penstock.plan.joint.problem import JointProblem
+from penstock.plan.joint.state import CHUNK_TOKENS, MAX_SEQS
 from penstock.plan.parts import cut
 from penstock.plan.plan import Engine, Routing
 from penstock.plan.pool_plan import Deployment, PoolPlan, Unplaced

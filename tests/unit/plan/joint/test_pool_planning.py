@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from published.pool_toys import ToyCost, cluster, machine, question, served, toy_model
 
 from penstock import api
+from penstock.cli.main import execute
 from penstock.errors import SpecError
 from penstock.measure.metrics import summarise
 from penstock.plan.joint.planner import JointPlanner
@@ -126,3 +128,53 @@ def test_planning_anew_follows_traffic_that_moves() -> None:
     fixed = attainment(pool, asked, PoolOptions())
     moving = attainment(pool, asked, changing)
     assert moving > fixed + 0.1
+
+
+def test_the_command_prints_and_writes_the_plan(
+    files: tuple[Path, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One JSON document on stdout; the file is that of the function."""
+    out = tmp_path / "pool.yaml"
+    named = [str(path) for path in files]
+    assert execute(["plan", *named, "-o", str(out), "--format", "json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert {model["name"] for model in answer["models"]} == {"chat", "tiny"}
+    assert read_pool(out) == api.plan_pool(*files)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--objective", "goodput"], "--objective: is for one model"),
+        (["--move-budget", "1 GiB"], "--current"),
+        (["--planner", "jiont"], "joint"),
+        (["-w", "azure-conv-online"], "given twice"),
+        (["--current", "{cluster}"], "not a plan of many models"),
+        (["--planner", "alpaserve", "--time-limit", "3"], "ends by itself"),
+    ],
+)
+def test_what_a_user_may_mistype_is_one_line(
+    arguments: list[str],
+    words: str,
+    files: tuple[Path, Path, Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    filled = [argument.replace("{cluster}", str(files[0])) for argument in arguments]
+    assert execute(["plan", *map(str, files), *filled]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert len(error.strip().splitlines()) == 1
+
+
+def test_a_pool_needs_its_traffic(
+    files: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert execute(["plan", str(files[0]), str(files[1])]) == 2
+    assert "give their traffic" in capsys.readouterr().err
+
+
+def test_flags_of_pools_are_refused_for_one_model(
+    files: tuple[Path, Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert execute(["plan", str(files[0]), "llama2-7b", "--move-budget", "1 GiB"]) == 2
+    assert "is for many models" in capsys.readouterr().err
