@@ -140,8 +140,12 @@ def _end_some(
 def _urgent(now: float, b: int, r: Requests, s: State) -> float:
     """The next deadline that can still be met; those that cannot come after all others."""
     live = late = inf
-    if s.head[b] >= 0:
-        live, late = _nearer(now, r.deadline[s.head[b]], live, late)
+    i = s.head[b]
+    for _ in range(min(s.waiting[b], MAX_SEQS)):
+        live, late = _nearer(now, r.deadline[i], live, late)
+        if live < inf:
+            break
+        i = s.following[i]
     for at in range(s.running[b]):
         live, late = _nearer(now, r.later[s.seqs[b, at]], live, late)
     return live if live < inf or late == inf else LATE_S + late
@@ -320,7 +324,15 @@ def _level(rule: int, now: float, b: int, best: float, paced: bool, r: Requests,
 
 @leaf
 def _estimate(
-    i: int, engine: int, lane: int, b: int, r: Requests, steps: Steps, e: Engines, s: State
+    i: int,
+    engine: int,
+    lane: int,
+    b: int,
+    r: Requests,
+    steps: Steps,
+    e: Engines,
+    s: State,
+    rule: int,
 ) -> float:
     """When request ``i`` would end: prompts ahead, engines that go first, then its own tokens."""
     row, n = e.row[engine], min(s.running[b] + s.waiting[b] + 1, MAX_SEQS)
@@ -331,8 +343,12 @@ def _estimate(
     g, base = s.lane_group[lane], s.bucket[lane]
     for j in range(e.begin[g + 1] - e.begin[g]):
         other = base + j
-        if other != b and s.running[other] and s.urgent[other] <= r.deadline[i]:
-            row, n = e.row[e.members[e.begin[g] + j]], s.running[other]
+        if other == b or (rule == EARLIEST_DEADLINE and s.urgent[other] > r.deadline[i]):
+            continue
+        row, n = e.row[e.members[e.begin[g] + j]], s.running[other]
+        if s.head[other] >= 0:
+            time += s.waiting[other] * _prefill_s(steps, row, float(r.prompt[s.head[other]]))
+        if n:
             step_s = steps.fixed[row, n] + steps.slope[row, n] * s.context[other]
             time += (s.next_end[other] - s.tick[other]) * step_s
     return float(time)
@@ -408,7 +424,7 @@ def replay(
         b = s.bucket[lane] + e.place[engine]
         if refuse:
             limit = now + min(r.e2e[i], r.ttft[i] + r.tpot[i] * (r.output[i] - 1))
-            if _estimate(i, engine, lane, b, r, steps, e, s) > limit:
+            if _estimate(i, engine, lane, b, r, steps, e, s, rule) > limit:
                 continue
         _add(i, engine, lane, b, r, s)
     _drain(r, steps, e, s, rule, first, finish)
