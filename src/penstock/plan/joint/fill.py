@@ -103,7 +103,30 @@ def replicate(
         if best is None or best[1].score(n) <= outcome.score(n):
             break
         candidate, outcome = best
-    return candidate, outcome
+    stuffed = stuff(evaluator, limits, candidate, outcome)
+    found = evaluator(stuffed)
+    return (stuffed, found) if found.score(n) > outcome.score(n) else (candidate, outcome)
+
+
+def stuff(
+    evaluator: Evaluator, limits: Limits, candidate: Candidate, outcome: Outcome
+) -> Candidate:
+    """Replicas of all models with misses, those with most first, until memory is full.
+
+    Single replicas may show no gain where many together do: bursts find more homes.
+    """
+    missed = evaluator.problem.sampled - outcome.good
+    order = [m for m in np.argsort(-missed, kind="stable").tolist() if missed[m]]
+    for g in np.argsort(outcome.busy, kind="stable").tolist():
+        group = candidate.groups[g]
+        for m in order:
+            if m in candidate.held[g] or m not in candidate.placed:
+                continue
+            grown = candidate.adding(g, m)
+            quick = limits.quick(m, candidate.forms[m], group)
+            if quick and evaluator.fits(group, grown.held[g], grown.forms) and limits.allow(grown):
+                candidate = grown
+    return candidate
 
 
 def additions(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from random import Random
 
 from penstock.plan.joint.evaluate import Evaluator, Outcome
-from penstock.plan.joint.fill import additions, fill
+from penstock.plan.joint.fill import additions, fill, stuff
 from penstock.plan.joint.layout import MOST_STAGES, Candidate, Group, linked
 from penstock.plan.joint.limits import Limits
 
@@ -31,6 +31,7 @@ class Neighbours:
             (Neighbours.split, 1.0),
             (Neighbours.turn, 1.0),
             (Neighbours.refill, 2.0),
+            (Neighbours.crowd, 0.5),
         ]
         if any(len(several) > 1 for several in forms):
             self.moves.append((Neighbours.reform, 2.0))
@@ -100,6 +101,10 @@ class Neighbours:
         for g in self.random.sample(used, min(len(used), self.random.randint(1, 2))):
             candidate = candidate.holding(g, [])
         return fill(self.evaluator, self.limits, candidate)
+
+    def crowd(self, candidate: Candidate, outcome: Outcome) -> Candidate | None:
+        """Replicas of whatever misses its limits, until memory is full."""
+        return stuff(self.evaluator, self.limits, candidate, outcome)
 
     def reform(self, candidate: Candidate, outcome: Outcome) -> Candidate | None:
         """A model in another stored form."""

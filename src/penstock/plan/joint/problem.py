@@ -22,7 +22,7 @@ from penstock.spec.served import ServedModel, in_precision
 from penstock.spec.variants import Variant
 from penstock.spec.workload import SLO, Request
 
-MOST_REQUESTS = 6000
+MOST_REQUESTS = 10_000
 """Requests that the search replays; of more, blocks spread over the time."""
 BLOCKS = 4
 BLOCK_GAP_S = 3600.0
