@@ -8,22 +8,21 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
-
 from penstock.cost.steps import StepTimer
 from penstock.measure.loadgen.bench import BenchSettings, open_client
 from penstock.measure.run import Run
 from penstock.measure.store import read_run
 from penstock.plan.plan import Leg, Plan, Routing
 from penstock.profile.drive import drive
-from penstock.profile.fit import Row, decode_point
+from penstock.profile.fit import Row
 from penstock.profile.probes import Bounds, Probe, longest
 from penstock.profile.server import serving
+from penstock.profile.steps import longer_by
 from penstock.spec.cluster import COORDINATOR
 
-_SEQS = (1, 4, 8, 16)
+_SEQS = (4, 12)
 _CONTEXT = 128
-_OUTPUT = 64
+_OUTPUT = 40
 
 
 def doubled(plan: Plan) -> Plan:
@@ -54,17 +53,17 @@ def doubled(plan: Plan) -> Plan:
 async def slowdown_beside(
     plan: Plan, bounds: Bounds, timer: StepTimer, flags: Sequence[str]
 ) -> float:
-    """What a step takes longer, as a share, while another engine of this machine decodes too.
+    """What a step takes longer, as a share, while another engine of this machine is busy.
 
-    ``timer`` knows the steps of the engine alone. The median over batch sizes, 0 or more. Raises
+    Both engines have prompts and decodes. ``timer`` knows the steps of the engine alone. Raises
     ``InputError`` where the server does not start or a request fails.
     """
     wanted = [Probe("warm-up", 2, 64, 8)]
     for seqs in _SEQS:
-        length = longest(_CONTEXT) + _OUTPUT
+        length = longest(_CONTEXT) + longest(_OUTPUT)
         fits = length <= bounds.max_model_len and seqs * length <= bounds.kv_tokens
         if seqs <= bounds.max_seqs and fits:
-            wanted.append(Probe("decode", 2 * seqs, _CONTEXT, _OUTPUT))
+            wanted.append(Probe("mixed", 8 * seqs, _CONTEXT, _OUTPUT, 2 * seqs))
     with tempfile.TemporaryDirectory(prefix="penstock-profile-") as name:
         folder = Path(name)
         async with (
@@ -73,16 +72,11 @@ async def slowdown_beside(
         ):
             await drive(client, wanted)
         record = read_run(folder / "record")
-    shares = []
-    for own in _batches(wanted, record):
-        point = decode_point(own)
-        if point is not None:
-            shares.append(point.seconds / timer.decode_s(point.seqs, point.context_tokens) - 1)
-    return max(0.0, float(np.median(shares))) if shares else 0.0
+    return longer_by(_engines(wanted, record), timer)
 
 
-def _batches(wanted: Sequence[Probe], record: Run) -> Iterator[list[Row]]:
-    """The server's rows of each decode probe, an engine at a time."""
+def _engines(wanted: Sequence[Probe], record: Run) -> Iterator[list[Row]]:
+    """The server's rows of each probe, an engine at a time."""
     table, tokens = record.requests, record.tokens
     total = sum(probe.seqs for probe in wanted)
     places = iter(range(len(table.id) - total, len(table.id)))
@@ -92,5 +86,5 @@ def _batches(wanted: Sequence[Probe], record: Run) -> Iterator[list[Row]]:
             times = tokens.times_s[tokens.offsets[i] : tokens.offsets[i + 1]].tolist()
             row = Row(int(table.prompt_tokens[i]), float(table.admitted_s[i]), times)
             rows.setdefault(int(table.route_index[i]), []).append(row)
-        if probe.kind == "decode":
+        if probe.kind == "mixed":
             yield from rows.values()

@@ -35,13 +35,15 @@ from penstock.profile.fit import (
     decode_error,
     decode_point,
     line,
-    mixed_saves_s,
     prefill_points,
+    typical_points,
 )
 from penstock.profile.links import measure_links
 from penstock.profile.probes import Bounds, Probe, probes
 from penstock.profile.server import serving
+from penstock.profile.steps import mixed_saves_s
 
+_ROUNDS = 3
 Report = Callable[[str, float], None]
 """(what is done now, share of the whole that is done)."""
 
@@ -69,7 +71,7 @@ async def profile_engine(
     settings = settings or ProfileSettings()
     bounds = engine_bounds(plan)
     node = plan.cluster.node(plan.engines[0].stages[0].node)
-    wanted = list(probes(bounds, settings.repeat))
+    wanted = list(probes(bounds, settings.repeat, min(_ROUNDS, settings.repeat)))
     flags = ["--dtype", settings.dtype, "--device", settings.device]
     flags += ["--threads", str(settings.threads)]
 
@@ -87,7 +89,9 @@ async def profile_engine(
     found = engine_profile(plan, bounds, seen, record)
     if node.accelerator.name == "CPU" and node.count == 1:
         report("beside another engine", 1.0)
-        timer = TableTimer(decode_lines(found.decode), *prefill_curve(found.prefill), 1)
+        timer = TableTimer(
+            decode_lines(found.decode), *prefill_curve(found.prefill), 1, found.mixed_saves
+        )
         share = await slowdown_beside(plan, bounds, timer, flags)
         found = found.model_copy(update={"beside": share})
     if settings.links and node.count == 1:
@@ -126,11 +130,11 @@ def engine_profile(plan: Plan, bounds: Bounds, seen: Sequence[Seen], record: Run
         for (probe, own) in rows
         if probe.kind == "prefill"
     ]
-    decode = [
-        point
+    decode = typical_points(
+        (probe.prompt_tokens, point)
         for probe, own in rows
         if probe.kind == "decode" and (point := decode_point(own, stages)) is not None
-    ]
+    )
     prefill = prefill_points(first_s, bounds.chunk_tokens)
     timer = TableTimer(decode_lines(decode), *prefill_curve(prefill), 1)
     mixed = [row for probe, own in rows if probe.kind == "mixed" for row in own]
@@ -148,7 +152,7 @@ def engine_profile(plan: Plan, bounds: Bounds, seen: Sequence[Seen], record: Run
         host=HostTimes(fixed=host.fixed, per_prompt_token=host.slope),
         decode=tuple(decode),
         prefill=prefill,
-        mixed_saves=None if stages > 1 else mixed_saves_s(mixed, timer, bounds.chunk_tokens),
+        mixed_saves=None if stages > 1 else mixed_saves_s(mixed, timer),
     )
 
 

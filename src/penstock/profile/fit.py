@@ -7,7 +7,7 @@ sequences is in each stage, and a gap is one pass through all of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,6 +62,15 @@ def decode_point(rows: Sequence[Row], stages: int = 1) -> DecodePoint | None:
     )
 
 
+def typical_points(points: Iterable[tuple[int, DecodePoint]]) -> list[DecodePoint]:
+    """The point of median seconds among those of the same (context asked for, batch)."""
+    alike: dict[tuple[int, int], list[DecodePoint]] = {}
+    for context, point in points:
+        alike.setdefault((point.seqs, context), []).append(point)
+    chosen = (sorted(own, key=lambda point: point.seconds) for own in alike.values())
+    return [own[(len(own) - 1) // 2] for own in chosen]
+
+
 def prefill_points(
     first_s: Sequence[tuple[int, float]], chunk_tokens: int
 ) -> tuple[PrefillPoint, ...]:
@@ -86,35 +95,6 @@ def prefill_points(
                 PrefillPoint(tokens=chunk_tokens, cached_tokens=cached, seconds=seconds - before)
             )
     return tuple(points)
-
-
-def mixed_saves_s(rows: Sequence[Row], timer: TableTimer, chunk_tokens: int) -> float | None:
-    """What a step of prompts and decodes saves against a step of each; the median of all seen.
-
-    Rows whose first tokens come together had their prompts in one step. None where no such step
-    is among ``rows``.
-    """
-    ends_s = np.unique(np.concatenate([np.asarray(row.times_s) for row in rows] or [np.zeros(0)]))
-    prompts: dict[float, list[Row]] = {}
-    for row in rows:
-        prompts.setdefault(row.times_s[0], []).append(row)
-    saved = []
-    for end_s, own in prompts.items():
-        begun_s = min(row.begun_s for row in own)
-        if np.searchsorted(ends_s, end_s) > np.searchsorted(ends_s, begun_s, side="right"):
-            # Another step has ended since: the prompt took more than one.
-            continue
-        tokens = sum(row.prompt_tokens for row in own)
-        contexts = [
-            row.prompt_tokens + int(np.searchsorted(np.asarray(row.times_s), end_s))
-            for row in rows
-            if row.times_s[0] <= begun_s and end_s <= row.times_s[-1]
-        ]
-        if contexts and tokens + len(contexts) <= chunk_tokens:
-            prompt_s = timer.step_s([(tokens, 0)], 0, 0)
-            decode_s = timer.decode_s(len(contexts), sum(contexts))
-            saved.append(prompt_s + decode_s - (end_s - begun_s))
-    return max(0.0, float(np.median(saved))) if saved else None
 
 
 def line(points: Sequence[tuple[float, float]]) -> Line:

@@ -70,14 +70,25 @@ def longest(mean: int) -> int:
     return round(mean * (1 + SPREAD))
 
 
-def probes(bounds: Bounds, repeat: int = 5, *, tokens: int = _PROMPTS_AT_ONCE) -> Iterator[Probe]:
-    """Warm-up, prompts of doubling sizes, batches of doubling sizes and contexts, and mixtures."""
+def probes(
+    bounds: Bounds, repeat: int = 5, rounds: int = 1, *, tokens: int = _PROMPTS_AT_ONCE
+) -> Iterator[Probe]:
+    """Warm-up, then in ``rounds``: prompts of doubling sizes (``repeat`` times in all), batches of
+    doubling sizes and contexts, and mixtures.
+
+    A busy moment of the machine then does not fall on one size.
+    """
     for _ in range(_WARM_UP):
         yield Probe("warm-up", 1, min(64, bounds.max_model_len // 2), 8)
-    # In rounds, so that a busy moment of the machine does not fall on one size.
-    for _ in range(repeat):
-        for size in _prompt_sizes(bounds):
-            yield Probe("prefill", 1, size, 2)
+    for number in range(rounds):
+        for _ in range(number * repeat // rounds, (number + 1) * repeat // rounds):
+            for size in _prompt_sizes(bounds):
+                yield Probe("prefill", 1, size, 2)
+        yield from _batches(bounds, tokens)
+        yield from _mixtures(bounds)
+
+
+def _batches(bounds: Bounds, tokens: int) -> Iterator[Probe]:
     for seqs in _doubling(1, bounds.max_seqs):
         for context in _CONTEXTS:
             chunks = ceil(seqs * context / bounds.chunk_tokens)
@@ -86,6 +97,9 @@ def probes(bounds: Bounds, repeat: int = 5, *, tokens: int = _PROMPTS_AT_ONCE) -
             fits = widest + output <= bounds.max_model_len
             if fits and seqs * (context + output) <= bounds.kv_tokens and seqs * context <= tokens:
                 yield Probe("decode", seqs, context, output)
+
+
+def _mixtures(bounds: Bounds) -> Iterator[Probe]:
     prompt = min(_MIXED_PROMPT, bounds.chunk_tokens // 2, bounds.max_model_len // 4)
     output = min(_MIXED_OUTPUT, bounds.max_model_len // 4)
     for at_once in _MIXED:
