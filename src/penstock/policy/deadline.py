@@ -3,78 +3,38 @@
 The estimate is for an engine as it is now, nobody else coming: what is ahead of the request there,
 the turns of other engines on the same nodes, its own prompt, and its decodes in a batch of the
 present size. It needs a cost model and a few counts, so that simulator and runtime can make it.
+Work ahead passes through a pipeline in batches that overlap, one behind the other; a request's own
+passes take all stages in turn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from penstock.cost.steps import StepTimer
 from penstock.plan.pool_plan import TurnRule
+from penstock.policy.backlog import Load
 from penstock.policy.schedulers import sequence
 from penstock.policy.sharing import NANOSECOND, Turn
 from penstock.spec.workload import SLO
 
 
-class Backlog:
-    """What an engine still has to do, kept up by its driver.
+class Held(NamedTuple):
+    """Seconds of the slowest stage, in all and in one pass of all that is ``abreast``: batches
+    that may be in the stages at once."""
 
-    ``prompt_tokens`` of ``prompts`` prompts that are not complete, ``decode_tokens`` after them,
-    ``requests`` in all; ``context_tokens`` they will hold on the average of their lives.
-    """
+    all_s: float
+    turn_s: float
+    abreast: float
 
-    def __init__(self) -> None:
-        self.requests = 0
-        self.prompt_tokens = 0
-        self.decode_tokens = 0
-        self._left: dict[int, int] = {}
-        self._twice: dict[int, int] = {}
-        self._twice_held = 0
 
-    @property
-    def prompts(self) -> int:
-        return len(self._left)
+class Pass(NamedTuple):
+    """Seconds of one batch in all stages together, and in the slowest one."""
 
-    @property
-    def context_tokens(self) -> float:
-        return self._twice_held / 2
-
-    def add(self, seq: sequence.Sequence) -> None:
-        """A request has come, with its prompt to compute."""
-        self.requests += 1
-        self._left[seq.row] = seq.prompt_tokens
-        self.prompt_tokens += seq.prompt_tokens
-        self.decode_tokens += seq.total_tokens - seq.prompt_tokens - 1
-        self._twice[seq.row] = held = seq.prompt_tokens + seq.total_tokens
-        self._twice_held += held
-
-    def computed(self, prefill: Iterable[tuple[sequence.Sequence, int]], decoded: int) -> None:
-        """A batch has ended: chunks of prompts, and ``decoded`` tokens beside them."""
-        self.decode_tokens -= decoded
-        for seq, tokens in prefill:
-            if seq.row in self._left:
-                self._left[seq.row] -= tokens
-                self.prompt_tokens -= tokens
-
-    def first(self, seq: sequence.Sequence) -> None:
-        """A prompt is complete; what the prefix cache had of it was not computed."""
-        self.prompt_tokens -= self._left.pop(seq.row, 0)
-
-    def preempted(self, seq: sequence.Sequence) -> None:
-        """A request has to compute all its tokens so far again."""
-        if seq.row not in self._left:
-            self.decode_tokens -= 1
-        self.prompt_tokens += seq.prompt_tokens - self._left.get(seq.row, 0)
-        self._left[seq.row] = seq.prompt_tokens
-
-    def end(self, seq: sequence.Sequence, undone_tokens: int = 0) -> None:
-        """A request has ended, or goes elsewhere with ``undone_tokens`` decodes left."""
-        self.requests -= 1
-        self.prompt_tokens -= self._left.pop(seq.row, 0)
-        self.decode_tokens -= undone_tokens
-        self._twice_held -= self._twice.pop(seq.row)
+    all_s: float
+    slowest_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,53 +45,115 @@ class Pace:
     max_num_seqs: int
     max_num_batched_tokens: int
 
-    def decode_s(self, seqs: int, context_tokens: float) -> float:
-        """Seconds of one token for each of ``seqs`` sequences of that many tokens each, spread
-        over as many batches as there are stages."""
+    def decodes(self, seqs: int, context_tokens: float) -> Pass:
+        """One token for each of the sequences of one batch, where ``seqs`` of ``context_tokens``
+        each are spread over as many batches as there are stages."""
         batch = -(-seqs // len(self.timers))
         context = int(batch * context_tokens)
-        return sum(timer.decode_s(batch, context) for timer in self.timers)
+        each = [timer.decode_s(batch, context) for timer in self.timers]
+        return Pass(sum(each), max(each))
 
-    def prompt_s(self, tokens: int, seqs: int, context_tokens: float) -> float:
-        """Seconds of one prompt, chunk by chunk, in steps that also decode for ``seqs`` others."""
+    def decode_s(self, seqs: int, context_tokens: float) -> float:
+        """Seconds from token to token of each of ``seqs`` sequences."""
+        once = self.decodes(seqs, context_tokens)
+        return max(once.all_s, min(seqs, len(self.timers)) * once.slowest_s)
+
+    def prompt(self, tokens: int, seqs: int, context_tokens: float) -> Pass:
+        """One prompt, chunk after chunk, in steps that also decode for ``seqs`` others."""
         seqs = min(seqs, self.max_num_batched_tokens - 1)
         chunk = min(tokens, max(1, self.max_num_batched_tokens - seqs))
         context = int(seqs * context_tokens)
-        seconds, done = 0.0, 0
+        all_s, slowest_s, done = 0.0, 0.0, 0
         while done < tokens:
             piece = min(chunk, tokens - done)
-            seconds += sum(t.step_s(((piece, done),), seqs, context) for t in self.timers)
+            each = [timer.step_s(((piece, done),), seqs, context) for timer in self.timers]
+            all_s, slowest_s = all_s + sum(each), slowest_s + max(each)
             done += piece
+        return Pass(all_s, slowest_s)
+
+    def prompts(self, load: Load) -> tuple[float, int, Pass]:
+        """Batches of prompts to come, as many prompts each as fit; how many of these batches the
+        places allow in the stages at once; and one of them."""
+        if load.prompts < 1 or load.prompt_tokens < 1:
+            return 0.0, 0, Pass(0.0, 0.0)
+        mean = max(1, load.prompt_tokens // load.prompts)
+        together = min(load.prompts, self.max_num_seqs, max(1, self.max_num_batched_tokens // mean))
+        most = min(len(self.timers), max(1, self.max_num_seqs // together))
+        if together == 1:
+            return float(load.prompts), most, self.prompt(mean, 0, 0.0)
+        each = [timer.step_s(((mean, 0),) * together, 0, 0) for timer in self.timers]
+        return load.prompts / together, most, Pass(sum(each), max(each))
+
+    def enter_s(self, load: Load) -> float:
+        """Seconds until the prompts of ``load`` have entered the first stage.
+
+        A batch enters when the slowest stage has done the one before it (AlpaServe's stage
+        clocks), or when one has left where the places are too few to fill the stages.
+        """
+        stages = len(self.timers)
+        if load.prompts < stages:
+            # The later chunks of a prompt come a whole pass after the first.
+            most_tokens = load.prompts * self.max_num_batched_tokens
+            load = load._replace(prompt_tokens=min(load.prompt_tokens, most_tokens))
+        return self._prompts_s(load)
+
+    def _prompts_s(self, load: Load) -> float:
+        batches, most, once = self.prompts(load)
+        return batches * max(once.slowest_s, once.all_s / most) if batches else 0.0
+
+    def drain_s(self, load: Load) -> float:
+        """Seconds until all of ``load`` is done, nothing else running."""
+        if not load.requests:
+            return 0.0
+        seconds = self._prompts_s(load)
+        if load.decode_tokens:
+            seqs = min(load.requests, self.max_num_seqs)
+            step_s = self.decode_s(seqs, load.context_tokens / load.requests)
+            seconds += load.decode_tokens / seqs * step_s
         return seconds
 
-    def prompts_s(self, prompts: int, tokens: int) -> float:
-        """Seconds of ``prompts`` prompts of ``tokens`` in all, as many a step as fit."""
-        if prompts < 1 or tokens < 1:
+    def place_s(self, load: Load) -> float:
+        """Seconds from a free first stage until one more request has a place."""
+        need = load.requests - self.max_num_seqs + 1
+        if need <= 0:
             return 0.0
-        mean = max(1, tokens // prompts)
-        together = min(prompts, self.max_num_seqs, max(1, self.max_num_batched_tokens // mean))
-        return prompts / together * self._together_s(mean, together)
+        left = load.requests - load.ending
+        wait_s = self.drain_s(load) * max(0, need - load.ending) / left if left else 0.0
+        if load.batches and len(self.timers) > 1:
+            # Batches under way leave one slowest stage after the other, the last one when it has
+            # been through the stages behind the first.
+            once = self._under_way(load)
+            later = max(0, load.ending - need) * load.batches // load.ending if load.ending else 0
+            wait_s += max(0.0, once.all_s - (1 + later) * once.slowest_s)
+        return wait_s
 
-    def _together_s(self, tokens: int, prompts: int) -> float:
-        if prompts == 1:
-            return self.prompt_s(tokens, 0, 0.0)
-        chunks = ((tokens, 0),) * prompts
-        return sum(timer.step_s(chunks, 0, 0) for timer in self.timers)
+    def _under_way(self, load: Load) -> Pass:
+        """A batch under way: like a prompt where one ends with it, else of decodes."""
+        mean = max(1.0, load.context_tokens / load.requests)
+        if load.ending:
+            return self.prompt(min(int(mean), self.max_num_batched_tokens), 0, 0.0)
+        return self.decodes(min(load.requests, self.max_num_seqs), mean)
 
-    def drain_s(self, work: Backlog) -> float:
-        """Seconds until all of ``work`` is done, nothing else running."""
-        if not work.requests:
-            return 0.0
-        seqs = min(work.requests, self.max_num_seqs)
-        step_s = self.decode_s(seqs, work.context_tokens / work.requests)
-        return self.prompts_s(work.prompts, work.prompt_tokens) + work.decode_tokens / seqs * step_s
+    def held(self, load: Load) -> Held:
+        """What ``load`` takes of the slowest stage."""
+        if not load.requests:
+            return Held(0.0, 0.0, 0.0)
+        batches, most, once = self.prompts(load)
+        seqs, stages = min(load.requests, self.max_num_seqs), len(self.timers)
+        all_s, abreast = batches * once.slowest_s, min(batches, most)
+        turn_s = abreast * once.slowest_s
+        if load.decode_tokens:
+            step, side = self.decodes(seqs, load.context_tokens / load.requests), min(seqs, stages)
+            all_s += load.decode_tokens / seqs * side * step.slowest_s
+            turn_s, abreast = max(turn_s, side * step.slowest_s), max(abreast, side)
+        return Held(all_s, turn_s, abreast)
 
 
 class Neighbour(NamedTuple):
     """An engine on the same nodes that has work, and the turn it would ask for."""
 
     pace: Pace
-    work: Backlog
+    work: Load
     turn: Turn
 
 
@@ -152,7 +174,7 @@ class DeadlineAdmission:
         self,
         seq: sequence.Sequence,
         pace: Pace,
-        work: Backlog,
+        work: Load,
         others: Sequence[Neighbour] = (),
         *,
         free_s: float = 0.0,
@@ -163,28 +185,33 @@ class DeadlineAdmission:
         ``free_s``: seconds until a batch can enter the first stage. A place in the batch is free
         at once, or when as many requests have ended as are too many.
         """
-        ahead, most = work.requests, pace.max_num_seqs
+        ahead = work.requests
         context = work.context_tokens / ahead if ahead else 0.0
-        if ahead < most:
-            wait_s, beside = pace.prompts_s(work.prompts, work.prompt_tokens), ahead
-        else:
-            wait_s, beside = pace.drain_s(work) * (ahead - most + 1) / ahead, most - 1
+        wait_s = max(pace.enter_s(work), pace.place_s(work))
+        beside = min(ahead, pace.max_num_seqs - 1, work.decode_tokens)
         steps = seq.total_tokens - seq.prompt_tokens - 1
-        prompt_s = pace.prompt_s(seq.prompt_tokens, beside, context)
+        # Those beside it are spread over the batches of the pipeline.
+        with_it = beside // len(pace.timers)
+        prompt_s = pace.prompt(seq.prompt_tokens, with_it, context).all_s
         together = (beside * context + (seq.prompt_tokens + seq.total_tokens) / 2) / (beside + 1)
-        decodes_s = steps * pace.decode_s(beside + 1, together)
+        decodes_s = steps * pace.decode_s(beside + 1, together) if steps else 0.0
         first_s, last_s = free_s + wait_s + prompt_s, free_s + wait_s + prompt_s + decodes_s
         chunks = -(-seq.prompt_tokens // pace.max_num_batched_tokens)
         mine = Turn(deadline_s=seq.deadline_s, priority=priority, arrival_s=seq.arrival_s)
-        for other in others:
-            # In a pipeline others are in one stage while this one is in the next.
-            busy_s = other.pace.drain_s(other.work) / len(other.pace.timers)
-            if self._goes_first(other.turn, mine):
-                first_s, last_s = first_s + busy_s, last_s + busy_s
+        taken = [other.pace.held(other.work) for other in others]
+        first = [self._goes_first(other.turn, mine) for other in others]
+        abreast = sum(held.abreast for held, goes in zip(taken, first, strict=True) if goes)
+        # Where those that go first fill the stages, no gap is left before they are done.
+        full = abreast >= len(pace.timers)
+        for other, held, goes_first in zip(others, taken, first, strict=True):
+            busy_s = held.all_s
+            if goes_first:
+                first_s += busy_s if full else min(busy_s, chunks * held.turn_s)
+                last_s += busy_s if full else min(busy_s, (chunks + steps) * held.turn_s)
             elif self.rule == "round-robin" and other.turn.priority == mine.priority:
                 batch = min(other.work.requests, other.pace.max_num_seqs)
                 mean = other.work.context_tokens / other.work.requests
-                step_s = other.pace.decode_s(batch, mean) / len(other.pace.timers)
+                step_s = other.pace.decodes(batch, mean).slowest_s
                 first_s += min(busy_s, chunks * step_s)
                 last_s += min(busy_s, (chunks + steps) * step_s)
         return Estimate(first_s, last_s)

@@ -247,3 +247,12 @@ class Batch:
     @property
     def num_tokens(self) -> int:
         return self.seqs + sum(tokens for tokens, _ in self.chunks)
+
+    @property
+    def ending(self) -> list[Sequence]:
+        """Those whose only output token comes with their prompt, in this batch."""
+        return [
+            seq
+            for (seq, tokens), (_, before) in zip(self.prefill, self.chunks, strict=True)
+            if before + tokens >= seq.total_tokens - 1
+        ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -138,6 +138,10 @@ class EngineDriver(EngineView):
         """Steps on their way."""
         return len(self._flight)
 
+    @property
+    def under_way(self) -> Iterator[Batch]:
+        return (flight.batch for flight in self._flight)
+
     def fits(self, seq: Served) -> bool:
         """Whether the empty engine could serve ``seq``."""
         return self.scheduler.fits(seq)
@@ -253,6 +257,8 @@ class EngineDriver(EngineView):
         self._flight.append(Flight(self._number, batch, now))
         if self.standing is not None:
             self.first_free_s = now + self._scale * self.standing.first_stage_s(batch)
+            if len(self.stages) > 1:
+                self.standing.sent(batch)
         if self._trace is not None:
             self._trace.append(_decision(now, self.name, batch))
         self._post(tuple(items), self._null_s(batch))

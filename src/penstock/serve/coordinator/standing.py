@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from penstock.policy.deadline import Backlog, Neighbour, Pace
+from penstock.policy.backlog import Backlog
+from penstock.policy.deadline import Neighbour, Pace
 from penstock.policy.schedulers.sequence import Batch
 from penstock.policy.schedulers.sequence import Sequence as Served
 from penstock.policy.sharing import Turn, Urgency
@@ -25,10 +26,10 @@ class Standing:
     def turn(self, now: float) -> Turn:
         return self.urgency.turn(now)
 
-    def neighbour(self, now: float) -> Neighbour:
-        """What it has to do; it must have a request and a pace."""
+    def neighbour(self, now: float, under_way: Iterable[Batch]) -> Neighbour:
+        """What it has to do beside the batches ``under_way``; it must have a pace."""
         assert self.pace is not None
-        return Neighbour(self.pace, self.backlog, self.turn(now))
+        return Neighbour(self.pace, self.backlog.load(under_way), self.turn(now))
 
     def first_stage_s(self, batch: Batch) -> float:
         """Seconds of ``batch`` in the first stage, by estimate."""
@@ -45,6 +46,11 @@ class Standing:
         self._rows.add(seq.row)
         self.urgency.add(seq)
         self.backlog.add(seq)
+
+    def sent(self, batch: Batch) -> None:
+        """A step enters a pipeline: those that end with it want no further turn."""
+        for seq in batch.ending:
+            self.urgency.end(seq)
 
     def ran(
         self, batch: Batch, prompts: Sequence[Served], finished: Sequence[Served], now: float

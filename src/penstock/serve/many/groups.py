@@ -55,13 +55,14 @@ class Groups:
 
     def in_time(self, engine: EngineDriver, seq: Sequence) -> bool:
         """Whether ``seq`` would end within the limits of its class on ``engine``."""
-        entry, own = self._classes.get(seq.client), engine.standing
-        if entry is None or entry.slo == SLO() or own is None or own.pace is None:
+        entry, standing = self._classes.get(seq.client), engine.standing
+        if entry is None or entry.slo == SLO() or standing is None or standing.pace is None:
             return True
         now = self._clock()
+        own = standing.neighbour(now, engine.under_way)
         turns = self._turns[self._places[engine]]
         others = [
-            other.standing.neighbour(now)
+            other.standing.neighbour(now, other.under_way)
             for other in turns.drivers
             if other is not engine
             and other.standing is not None
@@ -71,10 +72,10 @@ class Groups:
         expected = DeadlineAdmission(self._rule).estimate(
             seq,
             own.pace,
-            own.backlog,
+            own.work,
             others,
             free_s=turns.free_s(),
-            priority=own.urgency.priority,
+            priority=standing.urgency.priority,
         )
         output_tokens = seq.total_tokens - seq.prompt_tokens
         return within(entry.slo, expected, output_tokens, now - seq.arrival_s)

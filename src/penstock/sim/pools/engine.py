@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import Enum
+from math import inf
 
 from penstock.cost.steps import StepTimer
 from penstock.plan.moves import Gpus
-from penstock.policy.deadline import Backlog, Neighbour, Pace
+from penstock.policy.backlog import Backlog
+from penstock.policy.deadline import Neighbour, Pace
 from penstock.policy.schedulers.base import Scheduler
 from penstock.policy.schedulers.sequence import Sequence as Served
 from penstock.policy.sharing import Turn, Urgency
@@ -103,14 +105,15 @@ class PoolEngine(EngineSim):
         return self.urgency.turn(now)
 
     def neighbour(self, now: float) -> Neighbour:
-        """What it has to do, with the steps of the span under way that are done."""
+        """What it has to do beside the steps under way; those of a span that are done count."""
         if self._flight:
             _, batch, start, steps = self._flight[0]
             if steps > 1:
                 done = batch.seqs * self._steps_done(batch, start, steps, now - NANOSECOND)
                 self.backlog.computed((), done - self._booked)
                 self._booked = done
-        return Neighbour(self.pace, self.backlog, self.turn(now))
+        load = self.backlog.load(batch for _, batch, _, _ in self._flight)
+        return Neighbour(self.pace, load, self.turn(now))
 
     # -- requests -----------------------------------------------------------------------------
 
@@ -138,6 +141,14 @@ class PoolEngine(EngineSim):
             self.urgency.end(seq)
             self.backlog.end(seq, seq.total_tokens - seq.prompt_tokens - 1)
         return waiting
+
+    def start(self, now: float, arrival_s: float, until_s: float = inf) -> bool:
+        started = super().start(now, arrival_s, until_s)
+        if started and self._stages > 1:
+            for seq in self._flight[-1][1].ending:
+                # It wants no further turn, though it stays here for some stages.
+                self.urgency.end(seq)
+        return started
 
     def finish_batch(self) -> tuple[int, int]:
         end, batch, _, steps = self._flight[0]
