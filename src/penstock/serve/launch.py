@@ -198,7 +198,7 @@ async def _serve(
             await runtime.drain(settings.drain_s)
             hurrying.cancel()
             if settings.record is not None:
-                write_records(runtime, settings.record, settings.classes)
+                write_record(runtime, settings.record, settings.classes)
 
 
 async def _hurry(
@@ -209,19 +209,10 @@ async def _hurry(
     await runtime.end_requests()
 
 
-def write_records(
+def write_record(
     runtime: Runtime | ManyRuntime, folder: Path, classes: Sequence[SLOClass] = ()
 ) -> None:
-    """One run, or one below ``folder`` for each of several models."""
-    if isinstance(runtime, Runtime):
-        write_record(runtime, folder, classes)
-        return
-    for name, member in runtime.members.items():
-        write_record(member.runtime, folder / name.replace("/", "_"), classes)
-
-
-def write_record(runtime: Runtime, folder: Path, classes: Sequence[SLOClass] = ()) -> None:
-    """Write what was served as a run, in the schema that ``simulate`` writes."""
+    """Write what was served as one run, in the schema that ``simulate`` writes."""
     from penstock.measure.store import write_run  # noqa: PLC0415
 
     write_run(runtime.run("measured", {"classes": measured_entries(classes)}), folder)

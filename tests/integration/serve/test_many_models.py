@@ -23,6 +23,7 @@ import transformers
 from test_server import command, processes_below, serving
 from tiny_runtime import TINY
 
+from penstock.measure.store import read_run
 from penstock.plan.pool_document import pool_from_dict, write_pool
 from penstock.plan.pool_plan import PoolPlan
 from penstock.serve.many.local import local_pool, with_models
@@ -239,7 +240,7 @@ def test_what_cannot_be_is_one_line(
 
 
 def test_a_pool_plan_is_served_and_recorded(folders: dict[str, Path], tmp_path: Path) -> None:
-    """Two models in turn on the same node, from a file; each leaves a run of its own."""
+    """Two models in turn on the same node, from a file; both are in the run that it leaves."""
     making = Making()
     checkpoints = {name: str(folders[name]) for name in ("one", "two")}
     plan = with_models(checkpoints, (1, 1, 1), making, precisions=("float32",))
@@ -257,7 +258,9 @@ def test_a_pool_plan_is_served_and_recorded(folders: dict[str, Path], tmp_path: 
             client.learn(name)
         with Burst(client, tuple(checkpoints), 60):
             pass
-    assert sorted(path.name for path in record.iterdir()) == ["one", "two"]
+    measured = read_run(record)
+    assert measured.model_names == ("one", "two")
+    assert set(measured.requests.model_index) == {0, 1}
 
 
 def test_a_server_begins_without_a_model(folders: dict[str, Path]) -> None:

@@ -10,11 +10,13 @@ from dataclasses import replace
 from typing import cast
 
 from penstock.errors import InputError
+from penstock.measure.run import Run
 from penstock.plan.plan import Engine
 from penstock.plan.pool_checker import check_pool
 from penstock.plan.pool_plan import Deployment, PoolPlan, Sharing
 from penstock.serve.coordinator.engine import EngineDriver
 from penstock.serve.coordinator.moment import together
+from penstock.serve.coordinator.record import Ledger, Part, recorded
 from penstock.serve.many.groups import Groups, Place
 from penstock.serve.many.member import (
     Making,
@@ -67,6 +69,8 @@ class ManyRuntime:
         self._class_names = frozenset(one.name for one in self.making.classes)
         self._shared = SharedPool(workers)
         self._names: Counter[str] = Counter()
+        self._started_s = self.clock()
+        self._left: list[Part] = []
         self.check(self.plan)
 
     def check(self, plan: PoolPlan) -> None:
@@ -150,8 +154,11 @@ class ManyRuntime:
         return moved
 
     async def discard(self, member: Member) -> None:
-        """End a model's runtime with all its workers."""
+        """End a model's runtime with all its workers; what it has served stays on record."""
         await member.runtime.close()
+        ledger = member.runtime.ledger
+        if ledger.rows:
+            self._left.append(Part(member.entry.name, ledger, ()))
         for driver in member.fleet.engines:
             self.groups.leave(driver)
 
@@ -200,6 +207,18 @@ class ManyRuntime:
     def model_counters(self) -> Mapping[str, Mapping[str, float]]:
         """``counters`` of each model."""
         return {name: member.runtime.counters() for name, member in self.members.items()}
+
+    def run(self, name: str, header: Mapping[str, object]) -> Run:
+        """What was served so far (``ServeOptions.record``), of models that have gone too."""
+        here = [
+            Part(model, member.runtime.ledger, member.runtime.engines())
+            for model, member in self.members.items()
+        ]
+        parts = [*here, *self._left]
+        if not parts:
+            nothing = Ledger(self._started_s, [one.name for one in self.making.classes], keep=False)
+            parts = [Part("", nothing, ())]
+        return recorded(name, header, parts, self.clock(), self._started_s)
 
     async def administer(self, action: str, body: Mapping[str, object]) -> Mapping[str, object]:
         from penstock.serve.many.admin import administer  # noqa: PLC0415 - it imports us
