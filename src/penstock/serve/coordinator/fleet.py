@@ -22,9 +22,10 @@ from penstock.serve.coordinator.moment import together, when_settled
 from penstock.serve.coordinator.options import ServeOptions
 from penstock.serve.coordinator.picking import InTime, pick
 from penstock.serve.coordinator.speculative import SpeculativeDriver
-from penstock.serve.pool import WorkerPool, WorkerSpec
+from penstock.serve.coordinator.stages import hops_of, worker_specs
+from penstock.serve.pool import WorkerPool
 from penstock.serve.protocol import EngineStatus, RequestTooLong, Unavailable
-from penstock.serve.wire import Hop, KVReceived, StepDone, ToCoordinator
+from penstock.serve.wire import KVReceived, StepDone, ToCoordinator
 from penstock.spec.workload import Request, SLOClass
 
 
@@ -77,10 +78,7 @@ class Fleet:
     def _driver(self, engine: Engine, weight: float, build: Build) -> EngineDriver:
         if engine.url:
             return self._external(engine, weight, build)
-        stages = tuple(
-            Hop(worker_name(engine, i), stage.start_layer, stage.end_layer)
-            for i, stage in enumerate(engine.stages)
-        )
+        stages = hops_of(engine)
         options = self._options
         kind = EngineDriver if engine.speculation is None else SpeculativeDriver
         driver = kind(
@@ -125,7 +123,8 @@ class Fleet:
         if isinstance(engine, ExternalDriver):
             await engine.open()
             return
-        specs = [self._spec(engine, i) for i in range(len(engine.stages))]
+        build, first = self._builds[engine], self._handover.next_number
+        specs = worker_specs(engine, build, self._options, first)
         self._lost.pop(engine.name, None)
         await together(self._pool.start(spec) for spec in specs)
         if engine.name in self._lost:
@@ -133,32 +132,6 @@ class Fleet:
             raise InputError(self._lost.pop(engine.name))
         engine.reset()
         engine.alive = True
-
-    def _spec(self, driver: EngineDriver, stage: int) -> WorkerSpec:
-        engine, options, build = driver.engine, self._options, self._builds[driver]
-        hop, node = driver.stages[stage], engine.stages[stage].node
-        assert engine.scheduler is not None
-        pages_per_block = -(-engine.scheduler.block_size // options.page_size)
-        layers = hop.end_layer - hop.start_layer
-        return WorkerSpec(
-            name=hop.worker,
-            node=node,
-            checkpoint=build.checkpoint,
-            start_layer=hop.start_layer,
-            end_layer=hop.end_layer,
-            num_layers=build.model.num_hidden_layers,
-            num_pages=(engine.num_blocks * pages_per_block + 8) * layers,
-            page_size=options.page_size,
-            tensor_parallel_size=build.cluster.node(node).count,
-            dtype=build.dtype,
-            device=options.device,
-            threads=options.threads,
-            executor=options.executor,
-            piece_tokens=driver.scheduler.blocks.piece_tokens,
-            first_transfer=self._handover.next_number,
-            speculation=engine.speculation,
-            kv_bytes_per_token_per_layer=build.model.kv_bytes_per_token_per_layer,
-        )
 
     # -- requests -----------------------------------------------------------------------------
 
@@ -493,8 +466,3 @@ class Fleet:
 
 
 _LOOK_S = 0.01
-
-
-def worker_name(engine: Engine, stage: int) -> str:
-    """The name of the worker of one stage."""
-    return engine.name if len(engine.stages) == 1 else f"{engine.name}/{stage}"
