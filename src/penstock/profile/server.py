@@ -13,6 +13,8 @@ from pathlib import Path
 from penstock.errors import InputError
 from penstock.plan.document import write_plan
 from penstock.plan.plan import Plan
+from penstock.plan.pool_document import write_pool
+from penstock.plan.pool_plan import PoolPlan
 
 _READY = re.compile(rb"ready at (\S+)")
 _START_S = 180.0
@@ -21,7 +23,7 @@ _END_S = 60.0
 
 @asynccontextmanager
 async def serving(
-    plan: Plan, folder: Path, *, record: Path | None = None, flags: Sequence[str] = ()
+    plan: Plan | PoolPlan, folder: Path, *, record: Path | None = None, flags: Sequence[str] = ()
 ) -> AsyncIterator[str]:
     """Serve ``plan`` with workers as processes; yields the address, ends all of it afterwards.
 
@@ -29,7 +31,10 @@ async def serving(
     ``InputError`` with the server's own words where it does not start.
     """
     path = folder / "plan.yaml"
-    write_plan(plan, path)
+    if isinstance(plan, PoolPlan):
+        write_pool(path, plan)
+    else:
+        write_plan(plan, path)
     command = [sys.executable, "-m", "penstock", "serve", str(path)]
     command += ["--workers", "processes", "--port", "0", *flags]
     if record is not None:
