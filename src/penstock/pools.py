@@ -16,6 +16,7 @@ from penstock.plan.pool_document import is_pool_document, pool_to_dict, read_poo
 from penstock.plan.pool_plan import PoolPlan
 from penstock.policy.baseline import has_relative_limits
 from penstock.sim.pools import PoolOptions, simulate_pool
+from penstock.spec.served import with_limits
 from penstock.spec.workload import Workload
 from penstock.spec.workload_file import workload_to_dict
 
@@ -49,7 +50,7 @@ def simulate_pool_plan(
     others: Mapping[str, object] | None = None,
     progress: ProgressCallback = silent,
 ) -> Run:
-    """Run ``traffic`` on ``pool`` in virtual time.
+    """Run ``traffic`` on ``pool`` in virtual time; the pool's limits hold where it states none.
 
     ``others``: flags of ``simulate`` that plans of one model know. Raises ``SpecError`` where one
     of them is given, for limits that are multiples of a baseline, and for a workload that asks
@@ -60,6 +61,7 @@ def simulate_pool_plan(
             raise SpecError(
                 "is for plans of one model", key=flag, value=str(value), fix="leave it out"
             )
+    traffic = with_limits(traffic, pool.deployments)
     if has_relative_limits(traffic.classes):
         raise SpecError(
             "a multiple of the baseline differs between the models of a pool",

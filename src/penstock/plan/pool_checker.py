@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from math import inf
 
 from penstock.plan.engine_checker import RELATIVE, check_engine_plan
-from penstock.plan.pool_plan import PoolPlan
+from penstock.plan.pool_plan import Deployment, PoolPlan
 
 GIB = 2**30
 
@@ -25,12 +26,29 @@ def _models(pool: PoolPlan) -> Iterator[str]:
     if not 0 <= pool.value <= 1:
         yield f"the plan's value is {pool.value}, not a share"
     for entry in pool.deployments:
+        yield from _limits(entry)
         if entry.plan.cluster != pool.nodes:
             yield f"model {entry.name}: its plan is for another cluster than the pool's"
         elif not entry.plan.whole_engines or not entry.plan.engines:
             yield f"model {entry.name} has no engine that serves requests alone"
         else:
             yield from (f"model {entry.name}: {line}" for line in check_engine_plan(entry.plan))
+
+
+def _limits(entry: Deployment) -> Iterator[str]:
+    """Limits are times above 0, and there is one where limits are stated."""
+    slo = entry.slo
+    if slo is None:
+        return
+    if slo.tpot_multiple is not None:
+        yield f"model {entry.name}: a multiple of the baseline is no limit of a pool"
+    stated = [slo.ttft_s, slo.tpot_s, slo.itl_s, slo.e2e_s]
+    times = [limit for limit in stated if limit is not None]
+    if not times and slo.tpot_multiple is None:
+        yield f"model {entry.name}: its slo states no limit"
+    for limit in times:
+        if not 0 < limit < inf:
+            yield f"model {entry.name}: a limit of {limit} s"
 
 
 def _parts(pool: PoolPlan) -> Iterator[str]:

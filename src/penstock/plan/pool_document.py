@@ -14,7 +14,7 @@ from pathlib import Path
 from penstock.errors import SpecError
 from penstock.plan.document import format_rows, plan_body_to_dict
 from penstock.plan.pool_plan import Deployment, PoolPlan
-from penstock.plan.pool_reading import VERSION, pool_from_dict, usual_body
+from penstock.plan.pool_reading import VERSION, limits_to_dict, pool_from_dict, usual_body
 from penstock.storage import write_text
 
 __all__ = [
@@ -64,6 +64,7 @@ def _deployment(pool: PoolPlan, entry: Deployment) -> dict[str, object]:
     if entry.plan.cluster != pool.nodes:
         raise SpecError("its plan is for another cluster than the pool's", key=entry.name)
     usual = usual_body(pool.version, pool.planner, pool.seed)
+    limits = {} if entry.slo is None else {"slo": limits_to_dict(entry.slo)}
     body = {
         key: value for key, value in plan_body_to_dict(entry.plan).items() if value != usual[key]
     }
@@ -72,6 +73,7 @@ def _deployment(pool: PoolPlan, entry: Deployment) -> dict[str, object]:
         "precision": str(entry.precision),
         "accuracy": entry.accuracy,
         "priority": entry.priority,
+        **limits,
         **body,
         "model": model_to_dict(entry.plan.model),
         "cost": dict(entry.plan.cost),
@@ -139,6 +141,7 @@ def pool_summary(pool: PoolPlan) -> Mapping[str, object]:
                 "name": entry.name,
                 "precision": str(entry.precision),
                 "accuracy": entry.accuracy,
+                **({} if entry.slo is None else {"slo": limits_to_dict(entry.slo)}),
                 "engines": [
                     [
                         {

@@ -16,6 +16,7 @@ from penstock.plan.parts import Parts, cut
 from penstock.plan.plan import Engine, Plan
 from penstock.spec.cluster import Cluster
 from penstock.spec.variants import Precision
+from penstock.spec.workload import SLO
 
 TurnRule = Literal["earliest-deadline", "round-robin", "first-come"]
 PoolAdmission = Literal["queue", "deadline"]
@@ -38,7 +39,8 @@ class Deployment:
     """One model as the pool serves it.
 
     ``plan`` has whole engines only, on nodes of ``PoolPlan.nodes``; its name space is its own.
-    ``accuracy`` is that of the stored form, as a share of the unquantised model's.
+    ``accuracy`` is that of the stored form, as a share of the unquantised model's. ``slo``: the
+    limits of its requests where a workload gives them none.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Deployment:
     precision: Precision
     accuracy: float = 1.0
     priority: int = 0
+    slo: SLO | None = None
 
 
 @dataclass(frozen=True, slots=True)

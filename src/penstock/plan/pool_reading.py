@@ -22,6 +22,7 @@ from penstock.plan.reading import plan_body
 from penstock.spec.cluster import Cluster
 from penstock.spec.names import did_you_mean
 from penstock.spec.served import parse_precision
+from penstock.spec.workload import SLO
 
 VERSION = 1
 _KEYS = (
@@ -38,7 +39,8 @@ _KEYS = (
     "cluster",
 )
 _OPTIONAL = ("written_by", "seed", "sharing", "reasons", "unplaced", "parts")
-_OWN = ("name", "precision", "accuracy", "priority", "model", "cost")
+_OWN = ("name", "precision", "accuracy", "priority", "slo", "model", "cost")
+_LIMITS = ("ttft_s", "tpot_s", "itl_s", "e2e_s")
 
 
 def pool_from_dict(data: Mapping[str, object], *, source: str = "pool plan") -> PoolPlan:
@@ -164,8 +166,10 @@ def _deployment(
     from penstock.spec.model_file import model_from_dict  # noqa: PLC0415 - heavy
 
     known = (*_OWN, *usual)
-    given = Fields("", row, known, ("accuracy", "priority", *(set(usual) - {"engines", "legs"})))
-    fields = Fields("", {"accuracy": 1.0, "priority": 0, **usual, **row}, known)
+    given = Fields(
+        "", row, known, ("accuracy", "priority", "slo", *(set(usual) - {"engines", "legs"}))
+    )
+    fields = Fields("", {"accuracy": 1.0, "priority": 0, "slo": None, **usual, **row}, known)
     model = nested("model", model_from_dict, given.mapping("model"))
     plan = plan_body(fields, nodes, model)
     if not plan.whole_engines:
@@ -179,7 +183,27 @@ def _deployment(
     if not 0 < accuracy <= 1:
         raise fields.fail("accuracy", "must be above 0 and at most 1")
     precision = parse_precision(fields.text("precision"))
-    return Deployment(fields.text("name"), plan, precision, accuracy, priority)
+    limits = None if fields.data["slo"] is None else nested("slo", _limits, fields.mapping("slo"))
+    return Deployment(fields.text("name"), plan, precision, accuracy, priority, limits)
+
+
+def limits_to_dict(slo: SLO) -> dict[str, float]:
+    """The limits that ``slo`` states, in seconds. Raises ``SpecError`` for a multiple."""
+    if slo.tpot_multiple is not None:
+        raise SpecError(
+            "a multiple of the baseline is no limit of a pool", key="slo.tpot", fix="give a time"
+        )
+    return {name: value for name in _LIMITS if (value := getattr(slo, name)) is not None}
+
+
+def _limits(data: Mapping[str, object]) -> SLO:
+    fields = Fields("", data, _LIMITS, _LIMITS)
+    for name in data:
+        if fields.number(name) <= 0:
+            raise fields.fail(name, "must be above 0 seconds")
+    if not data:
+        raise SpecError("states no limit", fix=f"give one of {', '.join(_LIMITS)}, or no slo")
+    return SLO(*(fields.number_or_none(name) for name in _LIMITS))
 
 
 def _sharing(data: Mapping[str, object]) -> Sharing:

@@ -198,7 +198,10 @@ async def _serve(
             await runtime.drain(settings.drain_s)
             hurrying.cancel()
             if settings.record is not None:
-                write_record(runtime, settings.record, settings.classes)
+                classes = settings.classes
+                if isinstance(runtime, ManyRuntime):
+                    classes = runtime.making.classes
+                write_record(runtime, settings.record, classes)
 
 
 async def _hurry(

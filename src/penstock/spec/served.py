@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from penstock.errors import SpecError
 from penstock.spec.intent import Wish
 from penstock.spec.model import Dtype, ModelSpec
 from penstock.spec.variants import Precision, Variant
-from penstock.spec.workload import SLO, Workload
+from penstock.spec.workload import SLO, SLOClass, Workload
 
 WEIGHT_DTYPES: dict[str, Dtype] = {
     "float32": "fp32",
@@ -28,7 +29,7 @@ class ServedModel:
 
     ``model`` is the shape in its own precision; ``variants`` are the stored forms it may be
     served in, with their accuracy. ``checkpoint`` is the folder ``serve`` loads ("" = none).
-    Higher ``priority`` first. ``slo``: limits to plan for where the workload gives its
+    Higher ``priority`` first. ``slo``: limits where the workload gives its
     requests none.
     """
 
@@ -44,18 +45,39 @@ class ServedModel:
         if not self.variants:
             raise SpecError("has no stored form", key=self.name, fix="give at least one variant")
 
+    @property
+    def limits(self) -> SLO | None:
+        """``slo`` as a plan carries it; None where it states no time."""
+        slo = replace(self.slo, tpot_multiple=None)
+        return None if slo == SLO() else slo
 
-def with_limits(workload: Workload, models: Sequence[ServedModel]) -> Workload:
+
+class Limited(Protocol):
+    """A model with limits of its own: a ``ServedModel``, or a deployment of a pool plan."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def slo(self) -> SLO | None: ...
+
+
+def with_limits(workload: Workload, models: Sequence[Limited]) -> Workload:
     """``workload`` with the limits of ``models`` in the classes that have none.
 
     A class is that of a model when it has its name, as by default.
     """
-    limits = {model.name: model.slo for model in models}
-    classes = tuple(
-        replace(entry, slo=limits.get(entry.name, entry.slo)) if entry.slo == SLO() else entry
-        for entry in workload.classes
-    )
+    classes = filled_classes(workload.classes, models)
     return replace(workload, classes=classes)
+
+
+def filled_classes(classes: Sequence[SLOClass], models: Sequence[Limited]) -> tuple[SLOClass, ...]:
+    """``classes`` with the limits of ``models`` in those that have their names and no limits."""
+    limits = {model.name: model.slo for model in models if model.slo is not None}
+    return tuple(
+        replace(entry, slo=limits.get(entry.name, entry.slo)) if entry.slo == SLO() else entry
+        for entry in classes
+    )
 
 
 def own_precision(model: ModelSpec) -> Precision:

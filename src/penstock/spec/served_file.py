@@ -54,9 +54,7 @@ class ServedFile(Strict):
     accuracy_floor: Annotated[float, Field(ge=0, le=1)] = 0.0
     precisions: list[str] | None = Field(default=None, description="those allowed; default: all")
     variants: list[VariantFile] | None = None
-    slo: LimitsFile | None = Field(
-        default=None, description="limits to plan for where the workload gives none"
-    )
+    slo: LimitsFile | None = Field(default=None, description="limits where the workload gives none")
 
     @field_validator("intent", mode="before")
     @classmethod

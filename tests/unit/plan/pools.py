@@ -17,10 +17,12 @@ from penstock.spec.cluster import Cluster
 from penstock.spec.load import cluster_from_dict, load_model
 from penstock.spec.served import in_precision
 from penstock.spec.variants import Precision
+from penstock.spec.workload import SLO
 
 MACHINES = {"a": 4, "b": 8}
 SIZES = {4: [(4,), (2, 2), (2, 1, 1), (1, 1, 1, 1)], 8: [(8,), (4, 4), (4, 2, 2), (2,) * 4]}
 PRECISIONS = [Precision("float16"), Precision("int8", True), Precision("int4")]
+TIMES = st.floats(0.001, 100)
 TEXT = st.text("abc déf:#'\"-\n", min_size=1, max_size=20)
 
 
@@ -113,6 +115,7 @@ def pools(draw: st.DrawFn) -> PoolPlan:
                 precision,
                 draw(st.floats(0.01, 1)),
                 draw(st.integers(-2, 9)),
+                draw(st.none() | st.builds(SLO, ttft_s=TIMES, e2e_s=st.none() | TIMES)),
             )
         )
     return PoolPlan(

@@ -27,6 +27,7 @@ from penstock.plan.pool_document import (
 )
 from penstock.plan.pool_plan import PoolPlan
 from penstock.spec.files import parse_yaml
+from penstock.spec.workload import SLO
 
 SLOW = settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 
@@ -194,3 +195,29 @@ def test_the_command_checks_pools_and_models(tmp_path: Path) -> None:
     result = runner.invoke(app, ["validate", str(bad)])
     assert isinstance(result.exception, InputError)
     assert "not a share" in result.output
+
+
+LIMIT_MISTAKES = [
+    ({}, "slo.*states no limit"),
+    ({"ttft": 1.0}, r"slo\.ttft.*ttft_s"),
+    ({"ttft_s": 0}, r"slo\.ttft_s.*above 0"),
+    ({"e2e_s": "fast"}, r"slo\.e2e_s.*number"),
+]
+
+
+@pytest.mark.parametrize(("slo", "problem"), LIMIT_MISTAKES)
+def test_wrong_limits_are_one_clear_line(slo: dict[str, object], problem: str) -> None:
+    """The deployment, the key and what is expected."""
+    data: Any = pool_to_dict(shared_pool())
+    data["deployments"][1]["slo"] = slo
+    with pytest.raises(SpecError, match=r"deployments\[1\]\." + problem):
+        pool_from_dict(data)
+
+
+@pytest.mark.parametrize("slo", [SLO(), SLO(ttft_s=-1.0), SLO(tpot_multiple=2.0)])
+def test_the_checker_sees_wrong_limits(slo: SLO) -> None:
+    """Nothing stated, a negative time, and a multiple of a baseline that a pool has not."""
+    pool = shared_pool()
+    first, *others = pool.deployments
+    [violation] = check_pool(replace(pool, deployments=(replace(first, slo=slo), *others)))
+    assert first.name in violation

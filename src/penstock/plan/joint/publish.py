@@ -88,6 +88,7 @@ def _deployment(
         form.variant.precision,
         form.variant.accuracy,
         model.priority,
+        model.limits,
     )
 
 

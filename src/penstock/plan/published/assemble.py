@@ -64,6 +64,7 @@ def pool_of(
             placing.form.precision,
             placing.form.accuracy,
             placing.served.priority,
+            placing.served.limits,
         )
         for placing in placings
         if placing.replicas

@@ -75,7 +75,7 @@ def recorded(
     now: float,
     start_s: float | None = None,
 ) -> Run:
-    """One run of all ``parts``, which have the same classes; at least one.
+    """One run of all ``parts``, at least one; their classes are in the same places.
 
     It begins with the first ledger or at ``start_s``. Requests of several models are numbered
     anew, in order of arrival.
@@ -127,7 +127,8 @@ def recorded(
         nodes=_nodes(engines, now - start),
         events=_events(parts, start),
         routes=tuple((place,) for place in places),
-        class_names=parts[0].ledger.class_names,
+        # Models that came later may have brought classes, after those that were there.
+        class_names=max((part.ledger.class_names for part in parts), key=len),
         model_names=tuple(models) if several else (),
         counters=dict(totals),
     )

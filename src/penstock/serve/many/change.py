@@ -82,6 +82,7 @@ class Change:
             for name in touched
             if name in new.index and name in many.members
         ]
+        many.limit_by(entry for entry in new.deployments if entry.name not in many.members)
         try:
             await self._empty(gone)
             for fleet in fleets:
@@ -117,6 +118,11 @@ class Change:
             if member.entry.plan.checkpoint != entry.plan.checkpoint:
                 raise InputError(
                     f"{entry.name}: its checkpoint cannot change while it is served; remove the "
+                    "model and add it again"
+                )
+            if member.entry.slo != entry.slo:
+                raise InputError(
+                    f"{entry.name}: its limits (slo) cannot change while it is served; remove the "
                     "model and add it again"
                 )
             size, known = piece_tokens(entry.plan.engines), member.runtime.piece_tokens

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from penstock.plan.pool_plan import TurnRule
 from penstock.policy.deadline import DeadlineAdmission, Pace, within
@@ -21,10 +21,10 @@ class Groups:
     """All groups of a server, who take turns by ``rule``."""
 
     def __init__(
-        self, rule: TurnRule, classes: Mapping[str, SLOClass], clock: Callable[[], float]
+        self, rule: TurnRule, classes: Iterable[SLOClass], clock: Callable[[], float]
     ) -> None:
+        self.classes: Mapping[str, SLOClass] = {one.name: one for one in classes}
         self._rule = rule
-        self._classes = classes
         self._clock = clock
         self._turns: dict[Place, Turns] = {}
         self._places: dict[EngineDriver, Place] = {}
@@ -35,12 +35,16 @@ class Groups:
         for turns in self._turns.values():
             turns.policy = TimeShare(rule)
 
+    def set_classes(self, classes: Iterable[SLOClass]) -> None:
+        """Go by the limits of ``classes``; engines that are here keep those they came with."""
+        self.classes = {one.name: one for one in classes}
+
     def join(self, driver: EngineDriver, place: Place, priority: int, pace: Pace | None) -> None:
         """Add an engine that has no request yet; with a ``pace`` its times can be estimated."""
         turns = self._turns.get(place)
         if turns is None:
             turns = self._turns[place] = Turns(TimeShare(self._rule), len(place), self._clock)
-        driver.standing = Standing(self._classes, priority, pace)
+        driver.standing = Standing(self.classes, priority, pace)
         self._places[driver] = place
         turns.join(driver)
 
@@ -55,7 +59,7 @@ class Groups:
 
     def in_time(self, engine: EngineDriver, seq: Sequence) -> bool:
         """Whether ``seq`` would end within the limits of its class on ``engine``."""
-        entry, standing = self._classes.get(seq.client), engine.standing
+        entry, standing = self.classes.get(seq.client), engine.standing
         if entry is None or entry.slo == SLO() or standing is None or standing.pace is None:
             return True
         now = self._clock()

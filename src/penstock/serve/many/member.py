@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 from penstock.cost.steps import StepCostModel
 from penstock.errors import PenstockError, SpecError
@@ -20,8 +21,9 @@ from penstock.serve.coordinator.runtime import Runtime
 from penstock.serve.pool import WorkerPool
 from penstock.serve.protocol import ModelCard
 from penstock.spec.model import ModelSpec
+from penstock.spec.served import filled_classes
 from penstock.spec.variants import Precision
-from penstock.spec.workload import SLOClass
+from penstock.spec.workload import SLO, SLOClass
 
 LOADABLE = ("float32", "bfloat16", "float16")
 """Precisions that workers load checkpoints in."""
@@ -39,6 +41,31 @@ class Making:
     classes: tuple[SLOClass, ...] = ()
     max_model_len: int | None = None
     costs: Mapping[str, StepCostModel] = field(default_factory=dict)
+    own: Mapping[str, SLO] = field(default_factory=dict)
+    """Limits that models brought along, by name; none where one came again without."""
+    stated: tuple[SLOClass, ...] | None = None
+    """``classes`` before models brought any."""
+
+    def limited_by(self, entries: Iterable[Deployment]) -> Making:
+        """With the limits of ``entries`` where the classes of the workload state none.
+
+        A class keeps its place: requests that were served count for it.
+        """
+        stated = self.classes if self.stated is None else self.stated
+        own = dict(self.own)
+        for one in entries:
+            if one.slo is not None or one.name in own:
+                own[one.name] = one.slo or SLO()
+        missing = own.keys() - {one.name for one in stated}
+        more = tuple(SLOClass(name, SLO()) for name in own if name in missing)
+        models = [_Limits(name, slo) for name, slo in own.items()]
+        classes = filled_classes((*stated, *more), models)
+        return replace(self, classes=classes, own=own, stated=stated)
+
+
+class _Limits(NamedTuple):
+    name: str
+    slo: SLO
 
 
 @dataclass(slots=True, eq=False)

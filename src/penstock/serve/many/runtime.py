@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import replace
 from typing import cast
@@ -57,16 +57,13 @@ class ManyRuntime:
         fit: Callable[[PoolPlan], PoolPlan] = lambda plan: plan,
         clock: Callable[[], float] | None = None,
     ) -> None:
-        self.making = making or Making()
         self.clock = clock or asyncio.get_running_loop().time
         self.plan = fit(plan)
+        self.making = (making or Making()).limited_by(self.plan.deployments)
         self.fit = fit
         self.members: dict[str, Member] = {}
         self.busy = ""
-        self.groups = Groups(
-            self.plan.sharing.turns, {one.name: one for one in self.making.classes}, self.clock
-        )
-        self._class_names = frozenset(one.name for one in self.making.classes)
+        self.groups = Groups(self.plan.sharing.turns, self.making.classes, self.clock)
         self._shared = SharedPool(workers)
         self._names: Counter[str] = Counter()
         self._started_s = self.clock()
@@ -114,6 +111,11 @@ class ManyRuntime:
         await asyncio.gather(*(one.runtime.drain(seconds) for one in self.members.values()))
 
     # -- engines ------------------------------------------------------------------------------
+
+    def limit_by(self, entries: Iterable[Deployment]) -> None:
+        """Let the limits of models that come hold for their requests."""
+        self.making = self.making.limited_by(entries)
+        self.groups.set_classes(self.making.classes)
 
     def make(self, entry: Deployment) -> Member:
         """A runtime for ``entry``, without engines yet."""
@@ -170,7 +172,7 @@ class ManyRuntime:
     async def generate(self, request: GenerationRequest) -> AsyncIterator[TokenDelta]:
         """See ``protocol.Generator``."""
         member = self._member(request.model)
-        if not request.class_name and member.entry.name in self._class_names:
+        if not request.class_name and member.entry.name in self.groups.classes:
             request = replace(request, class_name=member.entry.name)
         stream = cast(AsyncGenerator[TokenDelta, None], member.runtime.generate(request))
         async with aclosing(stream):

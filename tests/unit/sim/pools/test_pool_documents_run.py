@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,17 @@ def test_what_only_one_model_knows_is_refused() -> None:
     relative = (SLOClass("all", SLO(tpot_multiple=1.5)),)
     with pytest.raises(SpecError, match="multiple of the baseline"):
         api.simulate(shared_pool(), Workload("two", 2.0, trace=REQUESTS, classes=relative))
+
+
+def test_limits_of_the_pool_hold_where_the_workload_states_none(tmp_path: Path) -> None:
+    """Of two models with limits in the plan one has limits in the workload too: these hold."""
+    pool = shared_pool()
+    never, always = SLO(e2e_s=1e-6), SLO(e2e_s=900.0)
+    entries = tuple(replace(entry, slo=never) for entry in pool.deployments)
+    write_pool(tmp_path / "pool.yaml", replace(pool, deployments=entries))
+    requests = tuple(replace(request, class_name=request.model) for request in REQUESTS)
+    classes = (SLOClass("chat", SLO()), SLOClass("code", always))
+    workload = Workload("two", 2.0, trace=requests, classes=classes)
+    run = api.simulate(tmp_path / "pool.yaml", workload)
+    shares = {group.name: group.slo_attainment for group in summarise(run).models}
+    assert shares == {"chat": 0.0, "code": 1.0}
