@@ -22,6 +22,7 @@ from penstock.plan.pool_question import PoolQuestion
 from penstock.policy.replan import ReplanSettings
 from penstock.pool_planning import pool_planner, pool_score, replanner
 from penstock.sim.pools import PoolOptions, simulate_pool
+from penstock.spec.workload import SLO
 
 QUICK = JointPlanner(proposals=30)
 
@@ -68,6 +69,17 @@ def test_files_become_a_plan_that_can_be_written_and_simulated(
     write_pool(tmp_path / "pool.yaml", pool)
     assert read_pool(tmp_path / "pool.yaml") == pool
     assert pool.value == 1.0
+
+
+@pytest.mark.parametrize("planner", ["joint", "alpaserve"])
+def test_limits_of_models_go_with_the_plan(files: tuple[Path, Path, Path], planner: str) -> None:
+    """What the plan was made for is what its simulation holds requests to."""
+    pool = api.plan_pool(*files, planner=planner)
+    assert pool.deployment("chat").slo == SLO(ttft_s=1.0, tpot_s=0.1)
+    assert pool.deployment("tiny").slo is None
+    summary = summarise(api.simulate(pool, files[2]))
+    shares = {group.name: group.slo_attainment for group in summary.models}
+    assert shares["chat"] is not None
 
 
 def test_a_plan_in_use_is_kept_where_it_serves(files: tuple[Path, Path, Path]) -> None:
