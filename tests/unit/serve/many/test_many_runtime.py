@@ -142,7 +142,8 @@ def test_a_plan_that_does_not_hold_is_refused() -> None:
         asyncio.run(make(pool(APART, precisions={"a": Precision("int8")}), "torch"))
 
 
-def test_a_request_that_would_be_late_is_refused_at_once() -> None:
+@pytest.mark.parametrize("place", [(0,), (0, 1)], ids=["one GPU", "pipeline"])
+def test_a_request_that_would_be_late_is_refused_at_once(place: tuple[int, ...]) -> None:
     """With admission by deadline: 429, and those that were taken keep their limits."""
     classes = (SLOClass("a", SLO(e2e_s=4.0)),)
     sharing = Sharing(admission="deadline")
@@ -163,7 +164,7 @@ def test_a_request_that_would_be_late_is_refused_at_once() -> None:
         backlog = [d.standing.backlog for d in rig.many.members["a"].fleet.engines if d.standing]
         assert [(b.requests, b.prompt_tokens, b.decode_tokens) for b in backlog] == [(0, 0, 0)]
 
-    rig = run(pool(APART, blocks=2000, sharing=sharing), body, classes=classes)
+    rig = run(pool({"a": (place,)}, blocks=2000, sharing=sharing), body, classes=classes)
     assert rig.answers
     assert all(text.startswith("429") for text in rig.refused.values())
     assert len(rig.refused) > 10
