@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from penstock.errors import InputError
 from penstock.plan.moves import Placed, moves
@@ -115,7 +116,7 @@ class Change:
             member = many.members.get(entry.name)
             if member is None:
                 continue
-            if member.entry.plan.checkpoint != entry.plan.checkpoint:
+            if not _same_folder(member.entry.plan.checkpoint, entry.plan.checkpoint):
                 raise InputError(
                     f"{entry.name}: its checkpoint cannot change while it is served; remove the "
                     "model and add it again"
@@ -266,3 +267,8 @@ def _settings(engine: Engine) -> Engine:
 def _part(pool: PoolPlan, placed: Placed) -> Part:
     model = pool.deployment(placed.model).plan.model
     return Part(placed.model, placed.engine, engine_bytes(pool, model, placed.engine))
+
+
+def _same_folder(one: str, other: str) -> bool:
+    """Whether two checkpoints are one folder, however its path is written."""
+    return Path(one).resolve() == Path(other).resolve()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -153,6 +154,23 @@ def test_a_plan_that_cannot_be_is_refused(after: PoolPlan, problem: str) -> None
         await rig.check_idle()
 
     assert len(run(pool(BEFORE), body).answers) == 1
+
+
+def test_a_checkpoint_is_the_same_however_its_path_is_written() -> None:
+    """A server started with a path relative to its folder takes the whole path later."""
+
+    def kept_in(folder: str) -> PoolPlan:
+        plan = pool(BEFORE)
+        entries = (
+            replace(one, plan=replace(one.plan, checkpoint=folder)) for one in plan.deployments
+        )
+        return replace(plan, deployments=tuple(entries))
+
+    async def body(rig: Rig) -> None:
+        done = await change(rig, kept_in(str(Path("checkpoints", "m").resolve())))
+        assert (done.started, done.ended) == ((), ())
+
+    run(kept_in("checkpoints/m"), body)
 
 
 def test_a_model_goes_when_its_requests_are_over() -> None:
