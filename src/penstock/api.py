@@ -128,6 +128,9 @@ def plan(
             progress=progress,
         )
     method = planner_named(planner, others=ENGINE_PLANNERS)
+    problem = load_problem(
+        cluster, model, profiles=profiles, prune=prune, partial_inference=partial_inference
+    )
     traffic = of_one_model(load_traffic(workload or DEFAULT_WORKLOAD, rate=rate))
     if goal == "goodput":
         require_limits(traffic)
@@ -140,9 +143,6 @@ def plan(
         )
     # No other objective looks at limits.
     traffic = with_absolute_limits(traffic, inf)
-    problem = load_problem(
-        cluster, model, profiles=profiles, prune=prune, partial_inference=partial_inference
-    )
     workers = processes or min(MAX_PROCESSES, available_cores())
     options = PlannerOptions(
         objective=goal, seed=seed, time_limit_s=time_limit_s, processes=workers, progress=progress
@@ -254,8 +254,8 @@ def simulate(
             pool, traffic, seed=seed, step_by_step=step_by_step, others=others, progress=progress
         )
     assert not isinstance(plan, PoolPlan)
-    traffic = of_one_model(traffic)
     loaded = read_plan(Path(plan)) if isinstance(plan, (str, Path)) else plan
+    traffic = of_one_model(traffic)
     if profile is not None:
         loaded = profiled(loaded, profile)
     if loaded.whole_engines:

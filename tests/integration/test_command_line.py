@@ -227,6 +227,44 @@ def test_a_wrong_cluster_file_is_named_with_key_value_and_fix(
         assert word in line
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("plan", "single24", "llama2-70b", "-o", "there"), ("there", "is a folder")),
+        (("simulate", "nothing.yaml", "--html", "there"), ("there", "is a folder")),
+        (("simulate", "nothing.yaml", "-o", "there"), ("there", "not a run")),
+        (("bench", "azure-conv-online", "--url", "http://127.0.0.1:9", "-o", "there"), ("there",)),
+        (("bench", "azure-conv-online", "--url", "http://127.0.0.1:9", "--plan", "p"), ("p:",)),
+    ],
+)
+def test_an_output_that_cannot_be_is_refused_before_the_work(
+    arguments: tuple[str, ...], words: tuple[str, ...], tmp_path: Path
+) -> None:
+    """Nothing is planned, read or sent for an answer that would be lost."""
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "notes.txt").write_text("mine")
+
+    line = refused(penstock(*arguments, cwd=tmp_path))
+
+    for word in words:
+        assert word in line
+    assert (tmp_path / "there" / "notes.txt").read_text() == "mine"
+
+
+def test_the_plan_is_named_before_a_workload_of_many_models(tmp_path: Path) -> None:
+    """A missing file of models or an empty plan is the mistake, not the traffic beside it."""
+    entries = (
+        "[{name: a, arrivals: {poisson: {rate: 1}}}, {name: b, arrivals: {poisson: {rate: 1}}}]"
+    )
+    (tmp_path / "w.yaml").write_text(f"lengths: azure-conv\nmodels: {entries}\n")
+    (tmp_path / "empty.yaml").write_text("")
+
+    assert "nowhere.yaml" in refused(
+        penstock("plan", "single24", "nowhere.yaml", "w.yaml", cwd=tmp_path)
+    )
+    assert "empty.yaml" in refused(penstock("simulate", "empty.yaml", "w.yaml", cwd=tmp_path))
+
+
 def test_a_model_that_cannot_fit_says_what_is_short_and_what_would_do(fleet: Path) -> None:
     """Infeasible is exit code 3 with the missing GiB and the cheapest fix."""
     line = refused(penstock("plan", "cluster.yaml", "deepseek-v3", cwd=fleet), code=3)

@@ -11,6 +11,7 @@ import typer
 
 from penstock.cli.common import (
     Format,
+    check_run_folder,
     check_writable,
     note,
     positive,
@@ -76,16 +77,22 @@ def bench(
     """
     from penstock import api
     from penstock.errors import SpecError
+    from penstock.plan.document import read_plan
+    from penstock.pools import as_pool
 
     need_client()
     from penstock.measure.loadgen.bench import BenchSettings
 
-    for path in (output, vllm_json, exp):
+    check_run_folder(output)
+    for path in (vllm_json, exp):
         check_writable(path)
     for value, flag in ((rate, "--rate"), (duration, "--duration"), (timeout, "--timeout")):
         positive(value, flag)
     if profile is not None and plan is None:
         raise SpecError("prices a plan", key="--profile", fix="give the plan with --plan")
+    if plan is not None:
+        # A plan that cannot be read is better known before the load than after it.
+        as_pool(plan) or read_plan(plan)
     traffic = api.load_traffic(workload, rate=rate, duration_s=duration, warmup_s=warmup)
     settings = BenchSettings(
         url,

@@ -81,13 +81,16 @@ def progress_line(*, enabled: bool = True) -> Iterator[ProgressCallback]:
         yield show
 
 
-def check_writable(path: Path | None) -> None:
+def check_writable(path: Path | None, *, folder: bool = False) -> None:
     """Refuse an output path that cannot work before long work starts.
 
-    Raises ``StorageError`` where the folder above ``path`` is missing or not a folder.
+    Raises ``StorageError`` where the folder above ``path`` is missing or not a folder, or where
+    a file is to be written and ``path`` is a folder.
     """
     if path is None:
         return
+    if not folder and path.is_dir():
+        raise StorageError(f"{path}: is a folder, and a file is written here; name a file")
     parent = path.absolute().parent
     if not parent.is_dir():
         raise StorageError(
@@ -95,10 +98,29 @@ def check_writable(path: Path | None) -> None:
         )
 
 
+def check_run_folder(path: Path | None) -> None:
+    """Refuse a folder that no run can be written to, before long work starts."""
+    from penstock.measure.store import check_replaceable
+
+    check_writable(path, folder=True)
+    if path is not None:
+        check_replaceable(path)
+
+
 def positive(value: float | None, flag: str) -> None:
     """Refuse a flag that must be a finite number over zero."""
     if value is not None and not 0 < value < float("inf"):
         raise SpecError("must be a finite number over 0", key=flag, value=value, fix="correct it")
+
+
+def duration_of(text: str, flag: str) -> float:
+    """Seconds that ``flag`` states. Raises ``SpecError`` that names the flag."""
+    from penstock.spec.units import parse_duration
+
+    try:
+        return parse_duration(text)
+    except SpecError as error:
+        raise error.at(flag) from None
 
 
 def note(text: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from penstock.cli.common import Format, note, print_json
+from penstock.cli.common import Format, duration_of, note, print_json
 
 if TYPE_CHECKING:
     import httpx
@@ -67,9 +67,8 @@ def deploy(
     Example: penstock deploy models/tiny --intent min_cost --slo-latency 2s
     """
     from penstock.errors import InputError, SpecError
-    from penstock.spec.units import parse_duration
 
-    drain_s = None if drain is None else parse_duration(drain)
+    drain_s = None if drain is None else duration_of(drain, "--drain")
     if pool is not None and (model is not None or remove):
         raise SpecError("a pool plan names all models", key="--pool", fix="leave MODEL out")
     if remove and model is None:

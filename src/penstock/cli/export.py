@@ -23,7 +23,7 @@ def export(
     """
     if to not in FORMATS:
         raise SpecError("unknown format", key="--to", value=to, fix=f"use {', '.join(FORMATS)}")
-    check_writable(output)
+    check_writable(output, folder=to == "helix")
     if to == "helix":
         _export_plan(source, output)
     else:

@@ -113,7 +113,7 @@ def _check_folder(folder: Path | None, flag: str) -> None:
 
     if folder is not None and folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file, and {flag} names a folder; choose another name")
-    check_writable(folder)
+    check_writable(folder, folder=True)
 
 
 def _default_processes() -> int:

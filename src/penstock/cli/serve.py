@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from penstock.cli.common import check_writable, note, positive
+from penstock.cli.common import check_writable, duration_of, note, positive
 from penstock.cli.serve_many import Wanted, models_of, pool_of
 
 if TYPE_CHECKING:
@@ -97,13 +97,13 @@ def serve(
         made = _plan(plan, models.folder, kv_memory, cut, drafts)
         if ray is None and device is Device.cpu:
             _check_memory(made, kv_memory)
-    check_writable(record)
+    check_writable(record, folder=True)
     need_extra()
     from penstock.serve.coordinator.options import ServeOptions
     from penstock.serve.gateway import GatewaySettings
     from penstock.serve.launch import LaunchSettings
     from penstock.spec.load import load_workload
-    from penstock.spec.units import parse_bytes, parse_duration
+    from penstock.spec.units import parse_bytes
 
     positive(requests_per_minute, "--requests-per-minute")
     options = ServeOptions(device=device.value, dtype=dtype, threads=threads, seed=seed)
@@ -119,7 +119,7 @@ def serve(
         port=port,
         served_model_name=served_model_name,
         max_model_len=max_model_len,
-        drain_s=parse_duration(drain),
+        drain_s=duration_of(drain, "--drain"),
         options=options,
         gateway=GatewaySettings(
             api_keys=tuple(api_key),

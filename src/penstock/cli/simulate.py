@@ -8,6 +8,7 @@ import typer
 
 from penstock.cli.common import (
     Format,
+    check_run_folder,
     check_writable,
     note,
     positive,
@@ -79,7 +80,8 @@ def simulate(
     from penstock import api
     from penstock.measure.metrics import summarise, summary_to_dict
 
-    for path in (output, html, chrome_trace):
+    check_run_folder(output)
+    for path in (html, chrome_trace):
         check_writable(path)
     for value, flag in ((rate, "--rate"), (duration, "--duration")):
         positive(value, flag)

@@ -110,6 +110,13 @@ def write_run(run: Run, directory: Path) -> None:
     Raises ``SpecError`` when the folder holds something else, ``StorageError`` when the disk
     refuses. Either the whole folder appears or nothing changes.
     """
+    check_replaceable(directory)
+    with new_folder(directory) as folder:
+        _fill(run, folder)
+
+
+def check_replaceable(directory: Path) -> None:
+    """Refuse a place that holds something else than a run. Raises ``SpecError``."""
     if directory.exists() and not directory.is_dir():
         raise SpecError("is a file, not a folder", source=directory, fix="choose another -o")
     if directory.is_dir() and any(directory.iterdir()) and not (directory / RUN_FILE).is_file():
@@ -118,8 +125,6 @@ def write_run(run: Run, directory: Path) -> None:
             source=directory,
             fix="choose a new folder with -o",
         )
-    with new_folder(directory) as folder:
-        _fill(run, folder)
 
 
 def read_run(directory: Path) -> Run:
