@@ -228,7 +228,9 @@ def _check_names(pool: PoolPlan) -> None:
     names += [(f"unplaced[{i}].model", one.model) for i, one in enumerate(pool.unplaced)]
     for place, name in names:
         if name in seen:
-            raise SpecError("the model is named twice", key=place, value=name)
+            raise SpecError(
+                "the model is named twice", key=place, value=name, fix="give each another name"
+            )
         seen.add(name)
 
 

@@ -202,7 +202,8 @@ class Change:
         self._ended.append(part)
         # What a forced end leaves of a model that goes has nowhere to start over.
         drain_s = 0.0 if member.leaving else self._drain_s
-        self._moved += await self._many.shut(member, driver, drain_s)
+        moved = await self._many.shut(member, driver, drain_s)
+        self._moved += 0 if member.leaving else moved
 
     async def _go_back(self) -> None:
         """Undo what was done. Raises ``InputError`` where an engine that left cannot come back."""

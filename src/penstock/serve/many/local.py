@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from penstock import __version__
+from penstock.errors import SpecError
 from penstock.plan.parts import Parts
 from penstock.plan.pool_plan import Deployment, PoolPlan, Sharing
 from penstock.serve.local import KV_SHARE, fitted, local_accelerator, machine_memory_bytes
@@ -113,5 +114,11 @@ def _at(entry: Deployment, folder: str | None) -> Deployment:
 
 
 def _fitted(entry: Deployment, each_bytes: float) -> Deployment:
+    if not entry.plan.checkpoint:
+        raise SpecError(
+            "the plan names no checkpoint of this model",
+            key=f"{entry.name}.checkpoint",
+            fix=f"give one with --model {entry.name}=DIR",
+        )
     plan = fitted(entry.plan, None, each_bytes)
     return replace(entry, plan=replace(plan, model=in_precision(plan.model, entry.precision)))
