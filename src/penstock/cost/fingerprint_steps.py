@@ -10,9 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from penstock.cost.base import Provenance
 from penstock.cost.fingerprint_file import (
     FingerprintFile,
@@ -22,7 +19,7 @@ from penstock.cost.fingerprint_file import (
 )
 from penstock.cost.fingerprint_local import HandOver, LocalEstimator
 from penstock.cost.fingerprint_times import LayerTimes, visible_pairs
-from penstock.cost.step_line import StepLine
+from penstock.cost.step_line import LineTimer, StepLine
 from penstock.cost.step_roofline import StepRoofline
 from penstock.cost.steps import EngineShape, PrefillChunk
 from penstock.errors import InputError, SpecError
@@ -151,29 +148,15 @@ def _stored_as(model: ModelSpec) -> str:
     return _DTYPES.get(dtype, dtype)
 
 
-class FingerprintTimer:
+class FingerprintTimer(LineTimer):
     """``StepTimer``: a step passes all stages, each takes its share."""
 
     def __init__(
         self, times: LayerTimes, layers: int, *, stages: int, hop: HandOver, server: ServerTimes
     ) -> None:
+        super().__init__()
         self._times, self._layers, self._stages = times, layers, stages
         self._hop, self._server = hop, server
-        self._lines: dict[int, StepLine] = {}
-
-    def decode_s(self, seqs: int, context_tokens: int) -> float:
-        return self._line(seqs).at(context_tokens)
-
-    def decode_span_s(self, seqs: int, context_tokens: int, steps: int) -> float:
-        return self._line(seqs).span_s(context_tokens, steps)
-
-    def decode_span_times_s(
-        self, seqs: int, context_tokens: int, steps: int
-    ) -> NDArray[np.float64]:
-        return self._line(seqs).span_times_s(context_tokens, steps)
-
-    def steps_within(self, seqs: int, context_tokens: int, seconds: float, most: int) -> int:
-        return self._line(seqs).steps_within(context_tokens, seconds, most)
 
     def step_s(self, prefill: Sequence[PrefillChunk], seqs: int, context_tokens: int) -> float:
         """Prompts and decodes together share what does not depend on their number."""
@@ -190,14 +173,10 @@ class FingerprintTimer:
         decode_s = self.decode_s(seqs, context_tokens)
         return max(prompt_s, decode_s, prompt_s + decode_s - self._line(1).fixed_s)
 
-    def _line(self, seqs: int) -> StepLine:
-        found = self._lines.get(seqs)
-        if found is None:
-            whole = self._times.decode_line(seqs, self._layers)
-            fixed_s = (whole.fixed_s + self._around_s(seqs, seqs)) / self._stages
-            found = StepLine(seqs, fixed_s, whole.context_s / self._stages)
-            self._lines[seqs] = found
-        return found
+    def _new_line(self, seqs: int) -> StepLine:
+        whole = self._times.decode_line(seqs, self._layers)
+        fixed_s = (whole.fixed_s + self._around_s(seqs, seqs)) / self._stages
+        return StepLine(seqs, fixed_s, whole.context_s / self._stages)
 
     def _around_s(self, tokens: int, seqs: int) -> float:
         """Hand-overs of ``tokens``, and what the server adds to a step of ``seqs`` sequences."""

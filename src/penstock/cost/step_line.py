@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from math import ceil, sqrt
 
@@ -52,3 +53,34 @@ class StepLine:
         while k < most and k * (first + half * (k - 1)) < seconds:
             k += 1
         return k
+
+
+class LineTimer(ABC):
+    """The decode half of a ``StepTimer`` whose batch sizes each have a line, made once."""
+
+    def __init__(self) -> None:
+        self._lines: dict[int, StepLine] = {}
+
+    @abstractmethod
+    def _new_line(self, seqs: int) -> StepLine: ...
+
+    def _line(self, seqs: int) -> StepLine:
+        found = self._lines.get(seqs)
+        if found is None:
+            found = self._lines[seqs] = self._new_line(seqs)
+        return found
+
+    def decode_s(self, seqs: int, context_tokens: int) -> float:
+        # Looked up here as well: a call less in the simulator's innermost loop.
+        return (self._lines.get(seqs) or self._line(seqs)).at(context_tokens)
+
+    def decode_span_s(self, seqs: int, context_tokens: int, steps: int) -> float:
+        return (self._lines.get(seqs) or self._line(seqs)).span_s(context_tokens, steps)
+
+    def decode_span_times_s(
+        self, seqs: int, context_tokens: int, steps: int
+    ) -> NDArray[np.float64]:
+        return self._line(seqs).span_times_s(context_tokens, steps)
+
+    def steps_within(self, seqs: int, context_tokens: int, seconds: float, most: int) -> int:
+        return self._line(seqs).steps_within(context_tokens, seconds, most)

@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from penstock.cost.base import Provenance
-from penstock.cost.step_line import StepLine
+from penstock.cost.step_line import LineTimer, StepLine
 from penstock.cost.step_roofline import StepRoofline
 from penstock.cost.steps import EngineShape, PrefillChunk
 from penstock.errors import SpecError
@@ -220,7 +219,7 @@ def _accelerator(name: str) -> str:
         return normalise(name)
 
 
-class TableTimer:
+class TableTimer(LineTimer):
     """``StepTimer`` over measured lines; measured steps pass all stages, hence the division."""
 
     def __init__(
@@ -231,24 +230,10 @@ class TableTimer:
         stages: int,
         mixed_saves_s: float | None = None,
     ) -> None:
+        super().__init__()
         self._measured = lines
         self._prompts, self._pair_s, self._stages = prompts, pair_s, stages
-        self._known: dict[int, StepLine] = {}
         self._saved_s = self._line(1).fixed_s if mixed_saves_s is None else mixed_saves_s / stages
-
-    def decode_s(self, seqs: int, context_tokens: int) -> float:
-        return (self._known.get(seqs) or self._line(seqs)).at(context_tokens)
-
-    def decode_span_s(self, seqs: int, context_tokens: int, steps: int) -> float:
-        return (self._known.get(seqs) or self._line(seqs)).span_s(context_tokens, steps)
-
-    def decode_span_times_s(
-        self, seqs: int, context_tokens: int, steps: int
-    ) -> NDArray[np.float64]:
-        return self._line(seqs).span_times_s(context_tokens, steps)
-
-    def steps_within(self, seqs: int, context_tokens: int, seconds: float, most: int) -> int:
-        return self._line(seqs).steps_within(context_tokens, seconds, most)
 
     def step_s(self, prefill: Sequence[PrefillChunk], seqs: int, context_tokens: int) -> float:
         if not prefill:
@@ -261,16 +246,12 @@ class TableTimer:
         decode_s = self.decode_s(seqs, context_tokens)
         return max(prompt_s, decode_s, prompt_s + decode_s - self._saved_s)
 
-    def _line(self, seqs: int) -> StepLine:
-        found = self._known.get(seqs)
-        if found is None:
-            low, high, share = _between([line.seqs for line in self._measured], seqs)
-            a, b = self._measured[low], self._measured[high]
-            fixed_s = max(a.fixed_s + share * (b.fixed_s - a.fixed_s), 1e-9)
-            context_s = max(a.context_s + share * (b.context_s - a.context_s), 0.0)
-            found = StepLine(seqs, fixed_s / self._stages, context_s / self._stages)
-            self._known[seqs] = found
-        return found
+    def _new_line(self, seqs: int) -> StepLine:
+        low, high, share = _between([line.seqs for line in self._measured], seqs)
+        a, b = self._measured[low], self._measured[high]
+        fixed_s = max(a.fixed_s + share * (b.fixed_s - a.fixed_s), 1e-9)
+        context_s = max(a.context_s + share * (b.context_s - a.context_s), 0.0)
+        return StepLine(seqs, fixed_s / self._stages, context_s / self._stages)
 
     def _prompt_s(self, tokens: int) -> float:
         sizes = [size for size, _ in self._prompts]

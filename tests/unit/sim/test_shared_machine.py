@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from tests.unit.profile.profiling import CONFIG
 
 from penstock import api
 from penstock.measure.metrics import summarise
@@ -13,18 +14,6 @@ from penstock.plan.plan import Plan
 from penstock.serve.local import LocalShape, local_plan
 from penstock.spec.workload import Request, Workload
 
-CONFIG = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "vocab_size": 512,
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 2048,
-    "torch_dtype": "float32",
-}
 PROFILE = (
     "model: {name}\naccelerator: CPU\nsource: by hand\nbeside: 0.5\n"
     "host: {{fixed: 0 s}}\n"

@@ -17,6 +17,7 @@ With a pipeline of p stages up to p batches are in flight; a sequence belongs to
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator
 from typing import ClassVar, Protocol
@@ -103,7 +104,7 @@ class Waiting(Protocol):
     def __iter__(self) -> Iterator[Sequence]: ...
 
 
-class Scheduler:
+class Scheduler(ABC):
     """Base of the schedulers. Subclasses write ``next_batch`` with the parts below."""
 
     MAX_NUM_SEQS: ClassVar[int] = 256
@@ -178,8 +179,8 @@ class Scheduler:
         # While others wait, or all places are taken, a new one cannot join before an event.
         return not self.waiting and self.held < self.max_num_seqs
 
-    def next_batch(self) -> Batch | None:
-        raise NotImplementedError
+    @abstractmethod
+    def next_batch(self) -> Batch | None: ...
 
     def steady_steps(self, batch: Batch) -> int:
         # What a preemption freed may let somebody in at the next step.

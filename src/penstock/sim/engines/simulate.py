@@ -23,7 +23,7 @@ from penstock.sim.engines.fleet import EngineFleet, EngineSpec
 from penstock.sim.engines.options import EngineOptions
 from penstock.sim.engines.recorder import EngineLog, EngineRecorder
 from penstock.sim.engines.result import Ending, engine_run, fleet_entry
-from penstock.sim.engines.source import Feed, behind_host, open_source
+from penstock.sim.engines.source import Feed, behind_host, follow, open_source
 from penstock.sim.engines.stages import engine_timers
 from penstock.spec.workload import Request, Workload
 
@@ -128,7 +128,7 @@ class _Simulation:
                     engine = engines[index]
                     ends_s, ended, completed = engine.event(event_s, arrival_s if single else inf)
                     if feeds:
-                        self._follow(engine, ended, completed)
+                        follow(source, event_s, engine.num_waiting, completed, ended)
                     if ends_s < inf:
                         self._number = number = self._number + 1
                         stamp[index] = number
@@ -185,13 +185,6 @@ class _Simulation:
         self._number += 1
         self._stamp[engine.index] = self._number
         heappush(self._heap, (at, self._number, engine.index))
-
-    def _follow(self, engine: EngineSim, ended: int, completed: int) -> None:
-        """Launch what completions cause."""
-        for _ in range(completed):
-            self._source.prompt_completed(self._now, engine.num_waiting)
-        for _ in range(ended):
-            self._source.ended(self._now, engine.num_waiting)
 
     def _scale(self, now: float) -> None:
         autoscaler = self._options.autoscaler

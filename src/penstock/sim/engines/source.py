@@ -145,6 +145,14 @@ def behind_host(source: Source, cost: StepCostModel) -> Source | FrontEnd:
     return FrontEnd(source, lambda sent: seconds(sent.prompt_tokens))
 
 
+def follow(source: Source | FrontEnd, now: float, waiting: int, completed: int, ended: int) -> None:
+    """Tell ``source`` of ``completed`` prompts and ``ended`` requests; they may launch others."""
+    for _ in range(completed):
+        source.prompt_completed(now, waiting)
+    for _ in range(ended):
+        source.ended(now, waiting)
+
+
 def open_source(workload: Workload, seed: int, kv_use: Callable[[], float]) -> Source:
     """The requests of ``workload``; ``kv_use`` is what saturating arrivals look at."""
     launched = isinstance(workload.arrivals, ClosedLoop | Saturating)

@@ -22,7 +22,7 @@ from penstock.policy.fleet import new_sequence
 from penstock.sim.engines.engine import NANOSECOND
 from penstock.sim.engines.recorder import EngineRecorder
 from penstock.sim.engines.result import Ending, engine_run
-from penstock.sim.engines.source import Feed, FrontEnd, Source, open_source
+from penstock.sim.engines.source import Feed, FrontEnd, Source, follow, open_source
 from penstock.sim.pools.build import Builder
 from penstock.sim.pools.engine import PoolEngine
 from penstock.sim.pools.fleet import PoolFleet
@@ -143,7 +143,7 @@ class _PoolSimulation:
         head: PoolEngine | None = group.order[0] if self._feeds and group.order else None
         ends_s, ended, completed = group.event(now, fleet.share, arrival_s)
         if head is not None:
-            self._follow(head, ended, completed)
+            follow(self._source, now, head.num_waiting, completed, ended)
         if ends_s < inf:
             self._schedule(group, ends_s)
         elif check:
@@ -171,13 +171,6 @@ class _PoolSimulation:
         self._number += 1
         self._stamp[group.index] = self._number
         heappush(self._heap, (at, self._number, group.index))
-
-    def _follow(self, engine: PoolEngine, ended: int, completed: int) -> None:
-        """Launch what completions cause."""
-        for _ in range(completed):
-            self._source.prompt_completed(self._now, engine.num_waiting)
-        for _ in range(ended):
-            self._source.ended(self._now, engine.num_waiting)
 
     # -- changes of plan ----------------------------------------------------------------------
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tests.unit.serve.coordinator.runtime_rig import LineCost
+
 from penstock.cost.base import BatchLimits
 from penstock.plan.parts import Parts, cut
 from penstock.plan.plan import Engine, Leg, Plan, Routing, Stage
@@ -27,23 +29,6 @@ from penstock.spec.workload import SLOClass
 
 MODEL = "llama2-7b"
 FP16, INT8 = Precision("float16"), Precision("int8")
-
-
-class LineTimer:
-    """20 ms a step and 0.1 ms a token."""
-
-    def decode_s(self, seqs: int, context_tokens: int) -> float:
-        return 0.02 + 1e-4 * seqs
-
-    def step_s(self, prefill: list[tuple[int, int]], seqs: int, context_tokens: int) -> float:
-        return 0.02 + 1e-4 * (seqs + sum(tokens for tokens, _ in prefill))
-
-
-class LineCost:
-    """``LineTimer`` on any shape."""
-
-    def step_timer(self, shape: object) -> LineTimer:
-        return LineTimer()
 
 
 def machine(gpus: int = 4, accelerator: str = "A100-40GB") -> Cluster:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from many_rig import LineCost, LineTimer, Rig, pool, run
+from many_rig import Rig, pool, run
 from numpy.typing import NDArray
+from tests.unit.serve.coordinator.runtime_rig import LineCost, LineTimer
 
 from penstock.measure.compare import compare_runs
 from penstock.measure.run import STATUS, Run
